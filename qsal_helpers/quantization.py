@@ -1,0 +1,689 @@
+"""Quantizers, and the conversion of a model to low precision.
+
+Every quantizer here is a *fake* quantizer: it returns float32 numbers that lie on a grid of at most
+``2**bits`` levels, so that training can go on with gradients. `export` turns the same numbers into integers.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SCHEMES = ("sawb", "dorefa", "minmax")
+ALPHA_MIN = 0.01
+# Choi et al. fitted these by regression over several weight distributions; bits -> (c1, c2).
+SAWB_COEFFICIENTS = {2: (3.12, 2.064), 3: (7.509, 6.892), 4: (12.68, 12.80)}
+
+
+def check_bits(bits: int) -> int:
+    """Return `bits` if it is an int from 2 to 8, or 32 for "not quantized"; raise `ValueError` otherwise."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not (2 <= bits <= 8 or bits == 32):
+        raise ValueError(f"bits must be an int from 2 to 8, or 32 for 'not quantized'; got {bits!r}")
+    return bits
+
+
+def _check_float(x: Tensor, name: str) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor; got {kind}")
+
+
+# ---------------------------------------------------------------- the uniform quantizer
+
+
+class _QuantizeUniform(torch.autograd.Function):
+    # Not built from torch.clamp: its gradient at the bounds is 1 before torch 2.15 and 0 from then on,
+    # which at 2 bits would silence half of all levels.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
+        ctx.save_for_backward((x >= low) & (x <= high))
+        step = (high - low) / levels
+        return low + step * torch.round((torch.minimum(torch.maximum(x, low), high) - low) / step)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return torch.where(inside, grad, 0), None, None, None
+
+
+def quantize_uniform(x: Tensor, bits: int, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """Round `x` to the nearest of ``2**bits`` evenly spaced levels from `low` to `high`.
+
+    Values outside the range are clipped to it. The gradient is the straight-through estimator
+    (Bengio et al. 2013): 1 where ``low <= x <= high``, bounds included, and 0 outside. Ties go to the even level.
+
+    Parameters
+    ----------
+    x : floating-point tensor of any shape.
+    bits : 2 to 8, or 32, which returns `x` itself.
+    low, high : the range, ``low < high``; numbers, or tensors that broadcast against `x` (one range a channel).
+
+    Returns
+    -------
+    Tensor of the shape and dtype of `x`; NaN stays NaN.
+
+    Raises
+    ------
+    ValueError for bits outside 2 to 8 and 32, or ``low >= high``; TypeError if `x` is not floating point.
+
+    Examples
+    --------
+    >>> quantize_uniform(torch.tensor([-0.2, 0.1, 0.6, 3.0]), bits=2, low=0.0, high=1.0)
+    tensor([0.0000, 0.0000, 0.6667, 1.0000])
+    """
+    _check_float(x, "x")
+    if check_bits(bits) == 32:
+        return x
+    low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
+    if not bool((low < high).all()):
+        raise ValueError("low must be below high; got a range that is empty or not a number")
+    return _QuantizeUniform.apply(x, low, high, 2**bits - 1)
+
+
+# ---------------------------------------------------------------- PACT
+
+
+class _Pact(torch.autograd.Function):
+    # On a CPU, alpha is read as a Python number: the fused kernels for scalar bounds make one pass over memory
+    # where broadcasting a tensor makes two. On a GPU reading it would stall the queue, so it stays a tensor.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, bits: int) -> Tensor:
+        bound = alpha.to(x.dtype)
+        ctx.save_for_backward(x, bound)
+        ctx.alpha_shape, ctx.alpha_dtype = alpha.shape, alpha.dtype
+        if x.is_cuda:
+            y = x.clamp(min=0).minimum(bound)
+        else:
+            bound = bound.item()
+            y = x.clamp(0, bound)
+        if bits == 32:
+            return y
+        step = bound / (2**bits - 1)
+        return y.div_(step).round_().mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, bound = ctx.saved_tensors
+        grad_x = grad_alpha = None
+        if x.is_cuda:
+            if ctx.needs_input_grad[0]:
+                grad_x = torch.where((x > 0) & (x < bound), grad, 0)
+            if ctx.needs_input_grad[1]:
+                grad_alpha = torch.where(x >= bound, grad, 0).sum()
+        else:
+            if ctx.needs_input_grad[0]:
+                grad_x = torch.ops.aten.hardtanh_backward(grad, x, 0.0, bound.item())
+            if ctx.needs_input_grad[1]:
+                # This kernel keeps the gradient where x > threshold: the number below alpha turns > into >=.
+                below = torch.nextafter(bound, torch.zeros_like(bound)).item()
+                grad_alpha = torch.ops.aten.threshold_backward(grad, x, below).sum()
+        if grad_alpha is not None:
+            grad_alpha = grad_alpha.to(ctx.alpha_dtype).reshape(ctx.alpha_shape)
+        return grad_x, grad_alpha, None
+
+
+def pact(x: Tensor, alpha: float | Tensor, bits: int) -> Tensor:
+    """Clip `x` to ``[0, alpha]`` and round it to ``2**bits`` levels: PACT (Choi et al. 2018, equations 1 and 2).
+
+    ``y = clip(x, 0, alpha)``; ``y_q = round(y * (2**bits - 1) / alpha) * alpha / (2**bits - 1)``.
+
+    Gradients as in the paper's equation 3: ``dy_q/dx`` is 1 on ``0 < x < alpha`` and 0 elsewhere;
+    ``dy_q/dalpha`` is 1 where ``x >= alpha`` and 0 below (the rounding counts as the identity).
+
+    Parameters
+    ----------
+    x : floating-point tensor of any shape.
+    alpha : the clipping level, above 0; a number or a tensor with one element, in units of `x`.
+    bits : 2 to 8, or 32 to clip without rounding.
+
+    Raises
+    ------
+    ValueError for alpha not above 0 or with more than one element, or for bits out of range.
+
+    Examples
+    --------
+    >>> alpha = torch.tensor(2.0, requires_grad=True)
+    >>> y = pact(torch.tensor([-1.0, 0.5, 1.2, 2.0, 9.0]), alpha, bits=2)
+    >>> y
+    tensor([0.0000, 0.6667, 1.3333, 2.0000, 2.0000], grad_fn=<_PactBackward>)
+    >>> y.sum().backward()
+    >>> alpha.grad
+    tensor(2.)
+    """
+    _check_float(x, "x")
+    check_bits(bits)
+    alpha = torch.as_tensor(alpha, device=x.device)
+    if not alpha.is_floating_point():
+        alpha = alpha.to(x.dtype)
+    if alpha.numel() != 1:
+        raise ValueError(f"alpha must be one number; got a tensor of shape {tuple(alpha.shape)}")
+    if not x.is_cuda and not 0 < alpha.item() < math.inf:
+        raise ValueError(f"alpha must be a finite number above 0; got {alpha.item()}")
+    return _Pact.apply(x, alpha, bits)
+
+
+class PACT(nn.Module):
+    """An activation that learns where to clip, and rounds: `pact` with a learned ``alpha``.
+
+    Parameters
+    ----------
+    bits : 2 to 8, or 32 to clip without rounding.
+    alpha : the starting value. ``None`` takes `default_alpha`. The paper starts at 10 and trains long; see there.
+
+    ``alpha`` is an ordinary parameter. Before each use it is put back to at least 0.01,
+    so that no optimizer can push it to zero or below, where the gradient could not bring it back.
+
+    Examples
+    --------
+    >>> layer = PACT(bits=2, alpha=3.0)
+    >>> layer(torch.tensor([-1.0, 1.2, 7.0])).tolist()
+    [0.0, 1.0, 3.0]
+    """
+
+    def __init__(self, bits: int, alpha: float | None = None) -> None:
+        super().__init__()
+        self.bits = check_bits(bits)
+        value = default_alpha(bits) if alpha is None else float(alpha)
+        if not 0 < value < math.inf:
+            raise ValueError(f"alpha must be a finite number above 0; got {alpha!r}")
+        self.alpha = nn.Parameter(torch.tensor(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `pact` of `x`, of the same shape."""
+        self.alpha.data.clamp_(min=ALPHA_MIN)
+        return pact(x, self.alpha, self.bits)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"bits={self.bits}, alpha={self.alpha.item():.3g}"
+
+
+def default_alpha(bits: int) -> float:
+    """Return the alpha that a new `PACT` starts from, for activations of about unit variance (after batch-norm).
+
+    Our choice: the paper starts at 10 and trains for 200 epochs. With the few epochs of a lesson a 2-bit layer
+    whose first level lies at 3.3 begins almost dead, so fewer bits start from a tighter clip.
+
+    Examples
+    --------
+    >>> [default_alpha(bits) for bits in (2, 4, 8)]
+    [2.0, 4.0, 6.0]
+    """
+    return float(min(check_bits(bits), 6))
+
+
+# ---------------------------------------------------------------- weights
+
+
+def weight_codes(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the integers and the step whose product is the quantized weight.
+
+    ``sawb`` and ``dorefa`` up to 4 bits have ``2**bits`` levels without a zero, so the integers are odd, from
+    ``-(2**bits - 1)`` to ``2**bits - 1``. ``minmax``, and ``sawb`` above 4 bits, have ``2**bits - 1`` levels
+    with a zero, from ``-(2**(bits-1) - 1)`` to ``2**(bits-1) - 1``.
+
+    Returns
+    -------
+    codes : float tensor of whole numbers, of the shape of `w`.
+    step : tensor, one number, or ``(C, 1, ...)`` with `per_channel`; above 0.
+
+    Examples
+    --------
+    >>> codes, step = weight_codes(torch.tensor([-0.9, -0.1, 0.2, 1.0]), bits=2, scheme="dorefa")
+    >>> codes.tolist()
+    [-3.0, -1.0, 1.0, 3.0]
+    """
+    with torch.no_grad():
+        if scheme == "dorefa":
+            w = _dorefa_transform(w, per_channel)
+        scale = weight_scale(w, bits, scheme, per_channel)
+        if _has_zero(bits, scheme):
+            top = 2 ** (bits - 1) - 1
+            return (w / scale).clamp_(-1, 1).mul_(top).round_(), scale / top
+        top = 2**bits - 1
+        # In whole levels 0..top first, then to odd integers around zero.
+        codes = (w / scale).clamp_(-1, 1).add_(1).mul_(top / 2).round_()
+        return codes.mul_(2).sub_(top), scale / top
+
+
+def weight_scale(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool = False) -> Tensor:
+    """Return the largest weight that the grid can express.
+
+    ``minmax``: the largest magnitude. ``dorefa``: 1. ``sawb`` (Choi et al. 2019):
+    ``c1 * sqrt(E[w^2]) - c2 * E|w|``, with c1 and c2 fitted for each bit width. The formula is held between 0.2 and
+    1 times the largest magnitude, and replaced by the largest magnitude above 4 bits: there it is a small difference
+    of large numbers, turns negative on trained layers, and destroys the network.
+
+    Examples
+    --------
+    >>> weight_scale(torch.tensor([-0.5, 0.25]), bits=8, scheme="minmax")
+    tensor(0.5000)
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    axes = tuple(range(1, w.dim())) if per_channel else None
+    largest = w.abs().amax(axes, keepdim=True) if per_channel else w.abs().max()
+    largest = largest.clamp(min=torch.finfo(w.dtype).tiny ** 0.5)
+    if scheme == "dorefa":
+        return torch.ones_like(largest)
+    if scheme == "sawb" and bits in SAWB_COEFFICIENTS:
+        c1, c2 = SAWB_COEFFICIENTS[bits]
+        if per_channel:
+            fitted = c1 * w.square().mean(axes, keepdim=True).sqrt() - c2 * w.abs().mean(axes, keepdim=True)
+        else:
+            fitted = c1 * torch.linalg.vector_norm(w) / math.sqrt(w.numel()) - c2 * w.abs().mean()
+        return torch.minimum(torch.maximum(fitted, 0.2 * largest), largest)
+    return largest
+
+
+def _has_zero(bits: int, scheme: str) -> bool:
+    return scheme == "minmax" or (scheme == "sawb" and bits not in SAWB_COEFFICIENTS)
+
+
+def _dorefa_transform(w: Tensor, per_channel: bool) -> Tensor:
+    squashed = torch.tanh(w)
+    axes = tuple(range(1, w.dim()))
+    largest = squashed.abs().amax(axes, keepdim=True) if per_channel else squashed.abs().max()
+    return squashed / largest.detach().clamp(min=torch.finfo(w.dtype).tiny ** 0.5)
+
+
+class _StraightThrough(torch.autograd.Function):
+    # w + (quantized - w).detach() would be shorter, but float addition moves the result off the grid.
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def quantize_weight(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool = False) -> Tensor:
+    """Fake-quantize a weight tensor; the gradient goes straight through.
+
+    Parameters
+    ----------
+    w : floating-point tensor; the first axis is the output channel. Not empty.
+    bits : 2 to 8, or 32, which returns `w` itself.
+    scheme : "sawb" (default; Choi et al. 2019), "dorefa" (Zhou et al. 2016, the weights of the PACT paper:
+        rescales to [-1, 1], so it leans on batch-norm) or "minmax" (symmetric, up to the largest magnitude).
+    per_channel : one scale for each output channel instead of one for the tensor.
+
+    Examples
+    --------
+    >>> quantize_weight(torch.tensor([-1.0, -0.2, 0.4, 1.0]), bits=2, scheme="minmax").tolist()
+    [-1.0, -0.0, 0.0, 1.0]
+    """
+    _check_float(w, "w")
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    if check_bits(bits) == 32:
+        return w
+    if w.numel() == 0:
+        raise ValueError("w is empty: there is no weight to quantize")
+    codes, step = weight_codes(w.detach(), bits, scheme, per_channel)
+    if scheme == "dorefa":
+        w = _dorefa_transform(w, per_channel)
+    return _StraightThrough.apply(w, codes.mul_(step))
+
+
+class QuantConv2d(nn.Conv2d):
+    """A convolution whose weight is quantized each time it is used. Made by `quantize`."""
+
+    weight_bits: int = 32
+    activation_bits: int = 32
+    scheme: str = "sawb"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x`, ``(B, C, H, W)``, with the quantized weight."""
+        return self._conv_forward(x, quantize_weight(self.weight, self.weight_bits, self.scheme), self.bias)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, scheme={self.scheme}"
+
+
+class QuantLinear(nn.Linear):
+    """A linear layer whose weight is quantized each time it is used. Made by `quantize`."""
+
+    weight_bits: int = 32
+    activation_bits: int = 32
+    scheme: str = "sawb"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply `x`, ``(..., in_features)``, with the quantized weight."""
+        return F.linear(x, quantize_weight(self.weight, self.weight_bits, self.scheme), self.bias)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, scheme={self.scheme}"
+
+
+# ---------------------------------------------------------------- precision
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bits for the weights and the activations of a network, layer by layer.
+
+    Parameters
+    ----------
+    weights, activations : bits of the body. A pair means first half and second half of the network, by order of
+        execution (our reading of "mixed 4/2-bit"; the papers do not say which layers get which).
+    first, last : bits of the first layer's weights, and of the last layer's weights and input. 8 by default:
+        a 2-bit first layer costs 8 points of CIFAR-10 accuracy in the PACT paper's table 2.
+    layers : a module's name -> its own (weight bits, activation bits); wins over everything else.
+
+    The activation bits of a layer are those of its **input**, because a product costs
+    (weight bits x input bits). The network's own input is an 8-bit image and is not quantized again.
+
+    Examples
+    --------
+    >>> Precision.parse("w4a2")
+    Precision(weights=4, activations=2, first=8, last=8, layers={})
+    >>> Precision.parse("mixed-4/2").weights
+    (4, 2)
+    >>> str(Precision(2, 2))
+    'w2a2'
+    """
+
+    weights: int | tuple[int, int]
+    activations: int | tuple[int, int]
+    first: int = 8
+    last: int = 8
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for bits in (self.weights, self.activations):
+            for one in bits if isinstance(bits, tuple) else (bits,):
+                check_bits(one)
+            if isinstance(bits, tuple) and len(bits) != 2:
+                raise ValueError(f"a tuple of bits is (first half, second half); got {bits!r}")
+        check_bits(self.first)
+        check_bits(self.last)
+        for name, pair in self.layers.items():
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise ValueError(f"layers[{name!r}] must be (weight bits, activation bits); got {pair!r}")
+            check_bits(pair[0])
+            check_bits(pair[1])
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """Read "fp32", "w4a4", "w2a2", "w4a2", "mixed-4/2" and the like; raise `ValueError` for anything else."""
+        if text == "fp32":
+            return cls(32, 32, first=32, last=32)
+        if match := re.fullmatch(r"w(\d+)a(\d+)", str(text)):
+            return cls(int(match[1]), int(match[2]))
+        if match := re.fullmatch(r"mixed-(\d+)/(\d+)", str(text)):
+            pair = (int(match[1]), int(match[2]))
+            return cls(pair, pair)
+        raise ValueError(f"a precision reads like 'fp32', 'w4a4', 'w4a2' or 'mixed-4/2'; got {text!r}")
+
+    def __str__(self) -> str:
+        if (self.weights, self.activations, self.first, self.last) == (32, 32, 32, 32):
+            name = "fp32"
+        elif isinstance(self.weights, tuple) and self.weights == self.activations:
+            name = f"mixed-{self.weights[0]}/{self.weights[1]}"
+        else:
+            name = f"w{self.weights}a{self.activations}"
+        ends = "" if name == "fp32" or (self.first, self.last) == (8, 8) else f" ends {self.first}/{self.last}"
+        return name + ends + (f" + {len(self.layers)} own" if self.layers else "")
+
+    def resolve(self, names: list[str]) -> dict[str, tuple[int, int]]:
+        """Return layer name -> (weight bits, input activation bits) for layers in order of execution.
+
+        Examples
+        --------
+        >>> Precision.parse("mixed-4/2").resolve(["a", "b", "c", "d"])
+        {'a': (8, 8), 'b': (4, 4), 'c': (2, 2), 'd': (8, 8)}
+        """
+        unknown = set(self.layers) - set(names)
+        if unknown:
+            raise ValueError(f"precision names layers the model does not have: {sorted(unknown)}; it has {names}")
+        bits = {}
+        for i, name in enumerate(names):
+            half = int(i >= math.ceil(len(names) / 2))
+            pair = tuple(b[half] if isinstance(b, tuple) else b for b in (self.weights, self.activations))
+            if i == 0:
+                pair = (self.first, 32 if self.first == 32 else 8)
+            if i == len(names) - 1 and len(names) > 1:
+                pair = (self.last, self.last)
+            bits[name] = tuple(self.layers.get(name, pair))
+        return bits
+
+
+# ---------------------------------------------------------------- a model's conversion
+
+_RELUS = (nn.ReLU, nn.ReLU6)
+_LEAVES = (nn.Conv2d, nn.Linear, *_RELUS, PACT)
+
+
+class _Tracer(torch.fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, _LEAVES) or super().is_leaf_module(module, name)
+
+
+def execution_order(model: nn.Module) -> list[str]:
+    """Return the names of the Conv2d, Linear and ReLU modules in the order in which the model calls them.
+
+    A module that is called twice stands twice. If the model's `forward` cannot be traced (it branches on its data),
+    the order of definition is used, with a warning.
+
+    Raises
+    ------
+    ValueError if `forward` calls a ReLU as a function, which no module swap can reach.
+
+    Examples
+    --------
+    >>> execution_order(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    ['0', '1', '2']
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # torch.fx raises many kinds, all meaning "not traceable"
+        warnings.warn(
+            f"{type(model).__name__} cannot be traced ({type(error).__name__}), so its layers are taken in order of "
+            "definition, and ReLUs called as functions are not found",
+            stacklevel=3,
+        )
+        return [name for name, module in model.named_modules() if isinstance(module, _LEAVES)]
+    functions = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}
+    if found := [
+        node for node in graph.nodes if node.op in ("call_function", "call_method") and node.target in functions
+    ]:
+        raise ValueError(
+            f"{type(model).__name__} calls ReLU as a function {len(found)} times; give each its own nn.ReLU() module, "
+            "so that it can be replaced by PACT"
+        )
+    calls = [node.target for node in graph.nodes if node.op == "call_module"]
+    return [name for name in calls if isinstance(model.get_submodule(name), _LEAVES)]
+
+
+def quantize(
+    model: nn.Module, precision: Precision | str, scheme: str = "sawb", alpha: float | None = None
+) -> nn.Module:
+    """Return a copy of `model` with quantized Conv2d and Linear layers and every ReLU replaced by `PACT`.
+
+    The weights are kept, so the copy may be trained from scratch or go on from a trained model (then `calibrate` it).
+    A ReLU takes the activation bits of the next layer in order of execution. A ReLU module that is used at several
+    places has one alpha for all of them, and the largest of their bits.
+
+    Parameters
+    ----------
+    model : any module made of Conv2d, Linear, ReLU and layers without weights of their own (pooling, batch-norm, ...).
+    precision : a `Precision`, or a text that `Precision.parse` reads, such as "w4a4".
+    scheme : the weight quantizer, "sawb", "dorefa" or "minmax".
+    alpha : where every PACT starts; ``None`` for `default_alpha`.
+
+    Raises
+    ------
+    ValueError if there is nothing to quantize, if it is quantized already, or if a ReLU is called as a function.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> small = quantize(net, "w2a2")
+    >>> [small[i].weight_bits for i in (0, 2, 4)], [small[i].bits for i in (1, 3)]
+    ([8, 2, 8], [2, 8])
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    if isinstance(precision, str):
+        precision = Precision.parse(precision)
+    if any(isinstance(m, (PACT, QuantConv2d, QuantLinear)) for m in model.modules()):
+        raise ValueError("this model is quantized already; call quantize on the float model it was made from")
+    order = execution_order(model)
+    layers = [n for n in dict.fromkeys(order) if type(model.get_submodule(n)) in (nn.Conv2d, nn.Linear)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no Conv2d or Linear layer that quantize could convert")
+    bits = precision.resolve(layers)
+
+    quantized = copy.deepcopy(model)
+    quantized.precision, quantized.scheme = str(precision), scheme
+    if all(b == 32 for pair in bits.values() for b in pair):
+        return quantized
+    for name, (weight_bits, activation_bits) in bits.items():
+        layer = quantized.get_submodule(name)
+        # The class alone is exchanged: every attribute of the layer stays, also those of later torch versions.
+        layer.__class__ = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear
+        layer.weight_bits, layer.activation_bits, layer.scheme = weight_bits, activation_bits, scheme
+    for relu, relu_bits in _relu_bits(model, order, bits).items():
+        replacement = PACT(relu_bits, alpha).to(next(quantized.parameters()).device)
+        for name, module in list(quantized.named_modules(remove_duplicate=False)):
+            if module is quantized.get_submodule(relu) and name != relu:
+                _replace(quantized, name, replacement)
+        _replace(quantized, relu, replacement)
+    return quantized
+
+
+def _relu_bits(model: nn.Module, order: list[str], bits: dict[str, tuple[int, int]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    following = list(bits.values())[-1][1]
+    for name in reversed(order):
+        if name in bits:
+            following = bits[name][1]
+        elif isinstance(model.get_submodule(name), _RELUS):
+            found[name] = max(following, found.get(name, 0))
+    return {name: found[name] for name in dict.fromkeys(order) if name in found}
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module:
+    """Set every alpha of a quantized model from what its PACT layers see on `x`, and return the model.
+
+    Needed when a trained float model is quantized without further training, or trained on from there.
+
+    Parameters
+    ----------
+    x : a batch of normalised images, ``(B, C, H, W)``.
+    quantile : which quantile of the positive activations becomes alpha; 1.0 is the largest one.
+
+    Examples
+    --------
+    >>> net = quantize(nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)), "w8a8")
+    >>> _ = nn.init.ones_(net[0].weight), nn.init.zeros_(net[0].bias)
+    >>> calibrate(net, torch.tensor([[1.0], [3.0]]), quantile=1.0)[1].alpha.item()
+    3.0
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile must be above 0 and at most 1; got {quantile!r}")
+
+    def set_alpha(layer: PACT, inputs: tuple[Tensor]) -> None:
+        positive = inputs[0][inputs[0] > 0].double()
+        if positive.numel():
+            # kthvalue, because torch.quantile refuses more than 16 million elements.
+            k = max(1, math.ceil(quantile * positive.numel()))
+            layer.alpha.fill_(max(positive.kthvalue(k).values.item(), ALPHA_MIN))
+
+    training = model.training
+    handles = [m.register_forward_pre_hook(set_alpha) for m in model.modules() if isinstance(m, PACT)]
+    try:
+        model.eval()(x)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return model
+
+
+# ---------------------------------------------------------------- what a model costs
+
+
+def describe(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> list[dict[str, Any]]:
+    """Return a row for each Conv2d and Linear layer: bits, sizes and the work for one image.
+
+    Parameters
+    ----------
+    input_shape : ``(C, H, W)`` of one image; by default the model's own `input_shape`, which `build_model` sets.
+        Without it MACs and bit operations are None.
+
+    Returns
+    -------
+    Rows with the keys ``name``, ``kind``, ``weight_bits``, ``activation_bits`` (of the input), ``parameters``,
+    ``packed_bytes`` (weights packed at their bits, biases at 4 bytes), ``macs`` (multiply-accumulates an image) and
+    ``bit_operations`` (MACs x weight bits x activation bits, an estimate of the hardware's work, not a time).
+
+    Examples
+    --------
+    >>> net = quantize(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), "w2a2")
+    >>> row = describe(net, input_shape=(8,))[1]
+    >>> row["weight_bits"], row["packed_bytes"], row["macs"], row["bit_operations"]
+    (2, 20, 16, 64)
+    """
+    input_shape = input_shape or getattr(model, "input_shape", None)
+    macs = _count_macs(model, input_shape) if input_shape is not None else {}
+    rows = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+            continue
+        weight_bits, activation_bits = getattr(layer, "weight_bits", 32), getattr(layer, "activation_bits", 32)
+        biases = 0 if layer.bias is None else layer.bias.numel()
+        work = macs.get(name)
+        rows.append(
+            {
+                "name": name,
+                "kind": "conv" if isinstance(layer, nn.Conv2d) else "linear",
+                "weight_bits": weight_bits,
+                "activation_bits": activation_bits,
+                "parameters": layer.weight.numel() + biases,
+                "packed_bytes": math.ceil(layer.weight.numel() * weight_bits / 8) + 4 * biases,
+                "macs": work,
+                "bit_operations": None if work is None else work * weight_bits * activation_bits,
+            }
+        )
+    return rows
+
+
+def _count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
+    macs: dict[str, int] = {}
+
+    def counter(name: str) -> Any:
+        def count(layer: nn.Module, _: Any, output: Tensor) -> None:
+            # Each output number is one dot product as long as one filter.
+            macs[name] = macs.get(name, 0) + output.numel() * layer.weight[0].numel()
+
+        return count
+
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    handles = [layer.register_forward_hook(counter(name)) for name, layer in layers]
+    training = model.training
+    parameter = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return macs
