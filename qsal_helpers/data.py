@@ -503,7 +503,7 @@ def _download(name: str, folder: Path) -> None:
             getattr(datasets, _TORCHVISION_NAME[name])(temporary, download=True)
         except (OSError, RuntimeError) as error:
             raise DataNotFound(
-                f"{name} could not be downloaded ({error}): check the internet connection and try again, "
+                f"{name} could not be downloaded ({_one_line(error)}): check the internet connection and try again, "
                 f"or set QSAL_DATA to a folder that holds it."
             ) from error
         _check_full(name, Path(temporary))
@@ -521,7 +521,7 @@ def _import_torchvision_datasets() -> ModuleType:
         OSError,
     ) as error:  # "operator torchvision::nms does not exist" is a RuntimeError
         raise ImportError(
-            f"torchvision cannot be imported ({error}): install torch and torchvision together from the same place, "
+            f"torchvision cannot be imported ({_one_line(error)}): install torch and torchvision together from the same place, "
             f"for example with `pip install --upgrade --force-reinstall torch torchvision`."
         ) from error
     return datasets
@@ -531,6 +531,10 @@ def _as_split(dataset: object) -> Split:
     images = torch.as_tensor(dataset.data)
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return Split(images, torch.as_tensor(dataset.targets, dtype=torch.int64))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _describe(x: torch.Tensor) -> str:
