@@ -1,0 +1,28 @@
+"""QSAL: small networks and readable ones can be the same network.
+
+model = quantize(build_model("resnet20", in_channels=3), "w4a4")   # how numbers are represented
+objective = SaliencyGuided(mask_ratio=0.5)                         # what training asks for
+history = fit(model, data, objective, epochs=5, seed=0)            # one loop for all of it
+"""
+
+from .data import load_data
+from .guided import SaliencyGuided, mask_least_salient
+from .models import build_model
+from .quantization import PACT, Precision, describe, pact, quantize, quantize_uniform, quantize_weight
+from .training import evaluate, fit
+
+__all__ = [
+    "PACT",
+    "Precision",
+    "SaliencyGuided",
+    "build_model",
+    "describe",
+    "evaluate",
+    "fit",
+    "load_data",
+    "mask_least_salient",
+    "pact",
+    "quantize",
+    "quantize_uniform",
+    "quantize_weight",
+]

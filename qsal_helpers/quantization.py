@@ -494,15 +494,14 @@ def execution_order(model: nn.Module) -> list[str]:
         )
         return [name for name, module in model.named_modules() if isinstance(module, _LEAVES)]
     functions = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}
-    if found := [
-        node for node in graph.nodes if node.op in ("call_function", "call_method") and node.target in functions
-    ]:
+    calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
+    if found := [node for node in calls if node.target in functions]:
         raise ValueError(
             f"{type(model).__name__} calls ReLU as a function {len(found)} times; give each its own nn.ReLU() module, "
             "so that it can be replaced by PACT"
         )
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
-    return [name for name in calls if isinstance(model.get_submodule(name), _LEAVES)]
+    modules = [node.target for node in graph.nodes if node.op == "call_module"]
+    return [name for name in modules if isinstance(model.get_submodule(name), _LEAVES)]
 
 
 def quantize(

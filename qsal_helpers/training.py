@@ -1,0 +1,293 @@
+"""One training loop for every model, precision and objective."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .data import ImageData, Split, batches
+from .quantization import PACT
+
+if TYPE_CHECKING:
+    from .plots import Picture
+
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became infinite or not a number. The model holds its last good weights."""
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return the mean cross-entropy of `model` on a batch: the plain objective."""
+    return F.cross_entropy(model(x), y)
+
+
+@dataclass
+class History:
+    """What happened in `fit`, a value an epoch.
+
+    Attributes
+    ----------
+    loss : mean training loss.
+    validation_accuracy : fraction correct on the validation split, 0 to 1.
+    alphas : PACT module's name -> its alpha at the end of each epoch.
+    seconds : wall-clock seconds of each epoch, validation included.
+    best_epoch : which epoch's weights the model now holds, counted from 1; 0 if none was finished.
+    interrupted : whether an interrupt ended the training early.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation_accuracy: list[float] = field(default_factory=list)
+    alphas: dict[str, list[float]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    interrupted: bool = False
+
+    @property
+    def epochs(self) -> int:
+        """The number of finished epochs."""
+        return len(self.loss)
+
+    def plot(self) -> Picture:
+        """Return a figure of loss, validation accuracy and alphas over the epochs."""
+        from .plots import plot_history
+
+        return plot_history(self)
+
+    def __str__(self) -> str:
+        if not self.best_epoch:
+            return "no epoch finished"
+        best = self.validation_accuracy[self.best_epoch - 1]
+        return f"validation accuracy {best:.1%} (epoch {self.best_epoch} of {self.epochs})"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback of `fit` is given: where training stands. `loss` is the last batch's."""
+
+    model: nn.Module
+    objective: Objective
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+
+
+def fit(
+    model: nn.Module,
+    data: ImageData,
+    objective: Objective = cross_entropy,
+    epochs: int = 5,
+    batch_size: int = 128,
+    lr: float = 0.05,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    callback: Callable[[Progress], None] | None = None,
+    callback_every: int = 50,
+    weight_decay: float = 5e-4,
+    validation: float = 0.1,
+    augment: bool = False,
+) -> History:
+    """Train `model` in place with SGD (Nesterov momentum 0.9) and a cosine schedule with a short warm-up.
+
+    A part of the training images is cut off for validation. The model ends with the weights of the epoch
+    that was best there; the test images are never looked at. The same seed on the same machine gives the same numbers.
+
+    Parameters
+    ----------
+    model : float or quantized; trained where `device` says and left there.
+    objective : ``objective(model, x, y) -> loss``, with x float32 ``(B, C, H, W)`` and y int64 ``(B,)``.
+        `cross_entropy`, a `SaliencyGuided`, or a function of your own.
+    epochs, batch_size, lr, weight_decay : the usual. The decay applies to PACT's alphas too, as in its paper.
+    seed : order of the images, validation split, dropout and random fills. Not the initial weights: set those
+        with ``torch.manual_seed`` before building the model.
+    device : by default a GPU if torch sees one, else the CPU.
+    callback : called with a `Progress` every `callback_every` steps, and after the last one.
+    validation : fraction of the training images used for choosing the epoch; 0 keeps the last epoch.
+    augment : random crops and flips, for CIFAR-10.
+
+    Returns
+    -------
+    `History`. An interrupt (Ctrl-C, or Kernel -> Interrupt) ends training early and returns what there is.
+
+    Raises
+    ------
+    TrainingDiverged : the loss is not finite; the sentence names the layer and the epoch.
+    ValueError : arguments out of range.
+
+    Examples
+    --------
+    >>> from qsal_helpers import build_model, load_data
+    >>> data = load_data("fashion-mnist", size=500)
+    >>> history = fit(build_model("lenet5"), data, epochs=1, progress=False)
+    >>> history.epochs
+    1
+    """
+    if epochs < 1 or batch_size < 2 or not 0 <= validation < 1:
+        raise ValueError(
+            "epochs must be at least 1, batch_size at least 2 and validation from 0 to below 1; "
+            f"got epochs={epochs}, batch_size={batch_size}, validation={validation}"
+        )
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    train, held_out = _split(data.train, validation, seed, device)
+    if len(train) < 2:
+        raise ValueError(f"there are {len(train)} images left to train on; at least 2 are needed")
+    # channels_last is what the convolution kernels of CPUs and GPUs prefer; it changes no shape.
+    model.to(device=device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True
+    )
+    # A copy, so that an objective with a schedule starts from its beginning in every fit.
+    objective = copy.deepcopy(objective)
+    steps_per_epoch = math.ceil(len(train) / batch_size)
+    steps = epochs * steps_per_epoch
+    history, best_accuracy, best_state = History(), -1.0, _state(model)
+    step = 0
+    bar = tqdm(total=steps, disable=not progress, leave=False, unit="batch", desc=f"epoch 1/{epochs}")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar:
+        torch.manual_seed(seed)
+        order = torch.Generator().manual_seed(seed)
+        try:
+            for epoch in range(1, epochs + 1):
+                started = time.perf_counter()
+                model.train()
+                total, seen = torch.zeros((), device=device), 0
+                for x, y in batches(train, data, batch_size, shuffle=True, generator=order, augment=augment):
+                    step += 1
+                    if len(y) < 2:  # batch-norm cannot train on one image
+                        continue
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr * _schedule(step, steps)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss = objective(model, x, y)
+                    # On a GPU reading the loss would stall the queue, so there it is checked once an epoch.
+                    if device.type == "cpu" and not math.isfinite(loss.item()):
+                        _raise_diverged(model, x, epoch)
+                    loss.backward()
+                    optimizer.step()
+                    total += loss.detach() * len(y)
+                    seen += len(y)
+                    bar.update()
+                    if callback and (step % callback_every == 0 or step == steps):
+                        callback(Progress(model, objective, step, steps, epoch, loss.item()))
+                        model.train()
+                mean_loss = (total / max(seen, 1)).item()
+                if not math.isfinite(mean_loss):
+                    _raise_diverged(model, x, epoch)
+                accuracy = _accuracy(model, held_out, data) if len(held_out) else math.nan
+                _record(history, model, mean_loss, accuracy, time.perf_counter() - started)
+                if accuracy < 0.5 * best_accuracy:
+                    warnings.warn(
+                        f"validation accuracy fell from {best_accuracy:.1%} to {accuracy:.1%} in epoch {epoch}; "
+                        "a lower learning rate usually helps. The best epoch's weights are kept",
+                        stacklevel=2,
+                    )
+                if accuracy > best_accuracy or not len(held_out):
+                    best_accuracy, best_state, history.best_epoch = accuracy, _state(model), epoch
+                bar.set_description(f"epoch {min(epoch + 1, epochs)}/{epochs}")
+                bar.set_postfix(loss=f"{mean_loss:.3f}", validation=f"{accuracy:.1%}")
+        except KeyboardInterrupt:
+            history.interrupted = True
+            print(f"interrupted in epoch {history.epochs + 1}; the model holds the best finished epoch's weights")
+        finally:
+            model.load_state_dict(best_state)
+            model.eval()
+    return history
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: ImageData, split: str = "test", batch_size: int = 1000) -> float:
+    """Return the fraction of images that `model` classifies correctly, 0 to 1.
+
+    Parameters
+    ----------
+    split : "test" or "train".
+
+    Examples
+    --------
+    >>> from qsal_helpers import build_model, load_data
+    >>> data = load_data("mnist", size=500)
+    >>> 0 <= evaluate(build_model("lenet5"), data) <= 1
+    True
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
+    return _accuracy(model, getattr(data, split), data, batch_size)
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, split: Split, data: ImageData, batch_size: int = 1000) -> float:
+    parameter = next(model.parameters(), None)
+    training = model.training
+    model.eval()
+    try:
+        device = parameter.device if parameter is not None else None
+        correct = sum((model(x).argmax(1) == y).sum() for x, y in batches(split, data, batch_size, device=device))
+    finally:
+        model.train(training)
+    return int(correct) / len(split)
+
+
+def _split(split: Split, validation: float, seed: int, device: torch.device) -> tuple[Split, Split]:
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    held_out = int(len(split) * validation)
+    parts = split[order[held_out:]], split[order[:held_out]]
+    return tuple(Split(part.images.to(device), part.labels.to(device)) for part in parts)
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm_up = max(1, steps // 20)
+    if step <= warm_up:
+        return step / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _record(history: History, model: nn.Module, loss: float, accuracy: float, seconds: float) -> None:
+    history.loss.append(loss)
+    history.validation_accuracy.append(accuracy)
+    history.seconds.append(seconds)
+    for name, module in model.named_modules():
+        if isinstance(module, PACT):
+            history.alphas.setdefault(name, []).append(module.alpha.item())
+
+
+def _raise_diverged(model: nn.Module, x: Tensor, epoch: int) -> None:
+    broken = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+    layer = broken[0].rpartition(".")[0] if broken else _first_infinite_output(model, x)
+    raise TrainingDiverged(
+        f"the loss became infinite or not a number in epoch {epoch}, first seen in layer {layer!r}; "
+        "the model is back at its last good weights. Try a lower learning rate"
+    )
+
+
+@torch.no_grad()
+def _first_infinite_output(model: nn.Module, x: Tensor) -> str:
+    found: list[str] = []
+
+    def looker(name: str) -> Any:
+        return lambda module, inputs, output: None if bool(output.isfinite().all()) else found.append(name)
+
+    leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
+    handles = [m.register_forward_hook(looker(n)) for n, m in leaves]
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "the loss"

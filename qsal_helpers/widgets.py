@@ -1,0 +1,99 @@
+"""Sliders for the lessons: thin panels over a pure function that returns a figure.
+
+Every panel is made by `panel`, so that all of them behave alike: labels, units, keyboard, no flicker.
+The functions named ``*_panel`` each belong to one lesson.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ipywidgets
+
+from .plots import Picture
+
+# Every panel of this process, so that a test can move all the sliders that a lesson shows.
+PANELS: list[ipywidgets.VBox] = []
+
+
+def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget], help: str = "") -> ipywidgets.VBox:
+    """Return controls above a picture that `draw` paints anew whenever one of them changes.
+
+    Parameters
+    ----------
+    draw : called with one keyword argument a control; returns a `Picture`. It should answer within 150 ms: compute
+        what is slow beforehand.
+    controls : keyword of `draw` -> a widget with a ``value``, such as those made by `slider` and `choice`.
+    help : one line under the controls.
+
+    An error in `draw` is shown as a sentence in place of the picture, and the next move of a control recovers.
+
+    Examples
+    --------
+    >>> from qsal_helpers.plots import new_figure
+    >>> box = panel(lambda bits: new_figure()[0], {"bits": slider("bits", 4, 2, 8)})
+    >>> box.children[0].children[0].value = 2
+    """
+    picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+    message = ipywidgets.HTML()
+    message.add_class("qsal-error")
+
+    def redraw(_: Any = None) -> None:
+        try:
+            figure = draw(**{name: control.value for name, control in controls.items()})
+        except Exception as error:
+            message.value = f"<b>This setting cannot be drawn:</b> {type(error).__name__}: {error}"
+            return
+        message.value = ""
+        picture.value = figure.to_png()
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    parts = [ipywidgets.VBox(list(controls.values()))]
+    if help:
+        parts.append(ipywidgets.HTML(f"<i>{help}</i>"))
+    box = ipywidgets.VBox([*parts, message, picture])
+    PANELS.append(box)
+    return box
+
+
+def slider(label: str, value: float, low: float, high: float, step: float | None = None, unit: str = "") -> Any:
+    """Return a slider with a label and a readable value; whole numbers give an integer slider.
+
+    Examples
+    --------
+    >>> slider("alpha", 2.0, 0.5, 6.0, step=0.25).value
+    2.0
+    >>> slider("width", 4, 2, 8, unit="bits").description
+    'width (bits)'
+    """
+    options = {
+        "description": f"{label} ({unit})" if unit else label,
+        "value": value,
+        "min": low,
+        "max": high,
+        "layout": ipywidgets.Layout(width="28em"),
+        "style": {"description_width": "9em"},
+    }
+    if all(isinstance(number, int) for number in (value, low, high)) and (step is None or isinstance(step, int)):
+        return ipywidgets.IntSlider(step=step or 1, **options)
+    return ipywidgets.FloatSlider(step=step or (high - low) / 50, readout_format=".2f", **options)
+
+
+def choice(label: str, options: list[Any], value: Any = None) -> Any:
+    """Return a slider over named choices, movable with the arrow keys.
+
+    Examples
+    --------
+    >>> choice("precision", ["fp32", "w4a4", "w2a2"]).value
+    'fp32'
+    """
+    return ipywidgets.SelectionSlider(
+        options=options,
+        value=options[0] if value is None else value,
+        description=label,
+        layout=ipywidgets.Layout(width="28em"),
+        style={"description_width": "9em"},
+    )
