@@ -1,0 +1,224 @@
+"""Turn the lessons' sources into executed notebooks, and check that the two are in step.
+
+python tools/lessons.py                 execute the lessons whose source changed
+python tools/lessons.py --lesson 02     execute one
+python tools/lessons.py --force         execute all
+python tools/lessons.py --check         say which notebooks differ from their source
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+SOURCES = NOTEBOOKS / "source"
+SCALES = ("smoke", "class", "full")
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+WIDGET_TEXT = re.compile(r"^(interactive|[A-Z]\w*(Box|Output|Tab|Slider|Progress))\(|^Output\(")
+PROGRESS_BAR = re.compile(r"\r|\d%\|")
+
+
+def lessons(number: str = "") -> list[Path]:
+    """Return the lessons' sources in order, or the ones whose name starts with `number`."""
+    return sorted(SOURCES.glob(f"{number}*.py"))
+
+
+def notebook_of(source: Path) -> Path:
+    """Return where the executed notebook of a source lies."""
+    return NOTEBOOKS / f"{source.stem}.ipynb"
+
+
+def read_source(source: Path) -> NotebookNode:
+    """Read a lesson's source as a notebook without outputs.
+
+    A cell's id comes from its text, so that executing a lesson again, or editing another cell, leaves it alone.
+    """
+    notebook = jupytext.read(source)
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def in_step(notebook: NotebookNode, source: NotebookNode) -> bool:
+    """Tell whether two notebooks have the same cells, outputs aside."""
+
+    def cells(of: NotebookNode) -> list[tuple]:
+        return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in of.cells]
+
+    return cells(notebook) == cells(source)
+
+
+def differing() -> list[str]:
+    """Return one sentence for every notebook that is not in step with its source."""
+    faults = []
+    for source in lessons():
+        path = notebook_of(source)
+        if not path.exists():
+            faults.append(f"{path.name} is missing")
+        elif not in_step(nbformat.read(path, as_version=4), read_source(source)):
+            faults.append(f"{path.name} differs from source/{source.name}")
+    known = {notebook_of(source) for source in lessons()}
+    return faults + [f"{path.name} has no source" for path in sorted(NOTEBOOKS.glob("*.ipynb")) if path not in known]
+
+
+def execute(
+    notebook: NotebookNode, scale: str, parameters: dict[str, Any] | None = None, title: str | None = None
+) -> NotebookNode:
+    """Execute a notebook from top to bottom in a fresh kernel whose ``$QSAL_SCALE`` is `scale`.
+
+    With a `title`, a bar shows the cells going by.
+
+    Raises
+    ------
+    papermill.PapermillExecutionError
+        A cell raised; the error names the cell and the exception.
+    """
+    import papermill
+
+    os.environ["QSAL_SCALE"] = scale
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lesson.ipynb"
+        nbformat.write(notebook, path)
+        bar = {"desc": title, "leave": False} if title else False
+        return papermill.execute_notebook(
+            path, None, parameters=parameters, cwd=NOTEBOOKS, kernel_name="python3", progress_bar=bar
+        )
+
+
+def widget_errors(notebook: NotebookNode) -> list[str]:
+    """Return the errors that hide in widgets' outputs, each with the number of its cell.
+
+    A callback of ``interact`` that raises prints into a widget, and the runner sees a notebook without a fault.
+    """
+    state = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+
+    def inside(model_id: str) -> set[str]:
+        found, waiting = set(), {model_id}
+        while waiting:
+            current = waiting.pop()
+            found.add(current)
+            waiting |= set(re.findall(r"IPY_MODEL_(\w+)", str(state.get(current, {}).get("state")))) - found
+        return found
+
+    def cell_of(model_id: str) -> str:
+        for number, cell in enumerate(notebook.cells, 1):
+            for output in cell.get("outputs", []):
+                view = output.get("data", {}).get(WIDGET_VIEW)
+                if view and model_id in inside(view["model_id"]):
+                    return f"cell {number}"
+        return "a widget that no cell shows"
+
+    return [
+        f"{cell_of(model_id)}: {output.get('ename')}: {output.get('evalue')}"
+        for model_id, model in state.items()
+        for output in model["state"].get("outputs", ())
+        if output.get("output_type") == "error"
+    ]
+
+
+def pictures(notebook: NotebookNode) -> int:
+    """Count the pictures among a notebook's outputs."""
+    return sum(
+        any(kind.startswith("image/") for kind in output.get("data", {}))
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
+
+
+def clean(notebook: NotebookNode, source: NotebookNode) -> NotebookNode:
+    """Return the source's cells with the outputs that a page without a kernel can show.
+
+    Widgets, progress bars, timings and the runner's notes go away.
+    """
+    result = nbformat.from_dict(source)
+    executed = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    count = 0
+    for cell, done in zip(result.cells, executed, strict=True):
+        if cell.cell_type != "code":
+            continue
+        if done.get("execution_count") is not None:
+            count += 1
+            cell.execution_count = count
+        cell.outputs = merge_streams([output for output in done.outputs if is_lasting(output)])
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    return result
+
+
+def is_lasting(output: NotebookNode) -> bool:
+    """Tell whether an output says something to a reader of a page without a kernel."""
+    if output.output_type == "stream" and output.name == "stderr":
+        return not PROGRESS_BAR.search(output.text)
+    data = output.get("data", {})
+    if WIDGET_VIEW in data:
+        return False
+    return not (set(data) == {"text/plain"} and WIDGET_TEXT.match(data["text/plain"]))
+
+
+def merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Join the pieces in which printed text arrived, which differ from run to run."""
+    merged: list[NotebookNode] = []
+    for output in outputs:
+        if merged and output.output_type == merged[-1].output_type == "stream" and output.name == merged[-1].name:
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    return merged
+
+
+def write(source: Path) -> None:
+    """Execute a lesson at class scale and write its notebook."""
+    unexecuted = read_source(source)
+    notebook = execute(unexecuted, "class", title=source.stem)
+    if errors := widget_errors(notebook):
+        sys.exit(f"{source.stem}: an error hides in a widget: {'; '.join(errors)}")
+    nbformat.write(clean(notebook, unexecuted), notebook_of(source))
+    print(f"wrote notebooks/{notebook_of(source).name}", flush=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Execute the lessons' sources into notebooks.")
+    parser.add_argument("--lesson", default="", help="the number or name a lesson starts with, as in 02")
+    parser.add_argument("--force", action="store_true", help="execute lessons that have not changed, too")
+    parser.add_argument("--check", action="store_true", help="execute nothing; fail where notebook and source differ")
+    options = parser.parse_args()
+    if options.check:
+        if faults := differing():
+            sys.exit("\n".join(faults) + "\nRun make notebooks and commit what it writes.")
+        return
+    chosen = lessons(options.lesson)
+    if not chosen:
+        sys.exit(f"No lesson in notebooks/source starts with {options.lesson!r}.")
+    stale = {sentence.split()[0] for sentence in differing()}
+    for source in chosen:
+        if options.lesson or options.force or notebook_of(source).name in stale:
+            write(source)
+        else:
+            print(f"notebooks/{notebook_of(source).name} is in step with its source", flush=True)
+
+
+if __name__ == "__main__":
+    main()
