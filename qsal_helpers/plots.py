@@ -176,3 +176,385 @@ def plot_history(history: History) -> Picture:
     for ax in axes.flat:
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     return figure
+
+
+# ---------------------------------------------------------------- parts that several lessons draw
+
+
+def draw_map(ax: Any, saliency: np.ndarray) -> None:
+    """Draw a saliency map, ``(H, W)`` and not negative, on `ax`; bright pixels matter most.
+
+    Each map is scaled by its own 99th percentile, so maps are compared by their shape and not by their size.
+
+    Examples
+    --------
+    >>> figure, axes = new_figure()
+    >>> draw_map(axes[0, 0], np.eye(28))
+    """
+    saliency = np.asarray(saliency)
+    ax.imshow(saliency, cmap=MAP_COLOURS, vmin=0, vmax=max(float(np.quantile(saliency, 0.99)), 1e-12))
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+
+
+def draw_prediction(ax: Any, probabilities: np.ndarray, class_names: Sequence[str], colour: str, label: int) -> None:
+    """Draw a bar a class; the name of the right class, number `label`, is bold.
+
+    Examples
+    --------
+    >>> figure, axes = new_figure()
+    >>> draw_prediction(axes[0, 0], np.array([0.2, 0.8]), ["bag", "shirt"], COLOURS["fp32"], label=1)
+    """
+    ax.barh(range(len(class_names)), np.multiply(probabilities, 100), color=colour)
+    ax.set_yticks(range(len(class_names)), class_names, fontsize=11)
+    ax.get_yticklabels()[label].set_fontweight("bold")
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    ax.set(xlim=(0, 100), xlabel="probability (%)")
+
+
+def draw_levels(ax: Any, levels: np.ndarray, most: int = 64) -> None:
+    """Draw the levels of a grid as vertical lines over the whole height; none if there are more than `most`.
+
+    Examples
+    --------
+    >>> figure, axes = new_figure()
+    >>> draw_levels(axes[0, 0], np.array([-1.0, 0.0, 1.0]))
+    """
+    levels = np.unique(levels)
+    if len(levels) <= most:
+        for i, level in enumerate(levels):
+            ax.axvline(level, color=COLOURS["w2a2"], linewidth=1, alpha=0.8, label="" if i else "levels")
+
+
+# ---------------------------------------------------------------- lesson 00
+
+
+def plot_explanations(
+    image: np.ndarray,
+    probabilities: dict[str, np.ndarray],
+    maps: dict[str, np.ndarray],
+    class_names: Sequence[str],
+    label: int,
+) -> Picture:
+    """Return an image and, for each network in a row, its prediction and its saliency map.
+
+    Parameters
+    ----------
+    image : ``(1, H, W)`` or ``(H, W)``, uint8.
+    probabilities : a network's name -> ``(classes,)``, each from 0 to 1.
+    maps : the same names -> ``(H, W)``.
+    label : number of the right class.
+
+    Examples
+    --------
+    >>> half = np.array([0.5, 0.5])
+    >>> figure = plot_explanations(np.zeros((8, 8), np.uint8), {"fp32": half}, {"fp32": np.eye(8)}, ["bag", "shirt"], 0)
+    """
+    figure, axes = new_figure(len(probabilities), 3, height=3.3 * len(probabilities))
+    for row, name in zip(axes, probabilities, strict=True):
+        draw_image(row[0], image)
+        row[0].set_title(f"image: {class_names[label]}")
+        draw_prediction(row[1], probabilities[name], class_names, COLOURS.get(name, COLOURS["data"]), label)
+        row[1].set_title(f"{name}: what it says")
+        draw_map(row[2], maps[name])
+        row[2].set_title(f"{name}: what it looks at")
+    return figure
+
+
+def plot_prediction(
+    image: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], label: int, title: str
+) -> Picture:
+    """Return an image beside a network's probabilities for it.
+
+    Examples
+    --------
+    >>> figure = plot_prediction(np.zeros((8, 8), np.uint8), np.array([0.1, 0.9]), ["bag", "shirt"], 1, "8 bits")
+    """
+    figure, axes = new_figure(1, 2, width_ratios=(1, 2))
+    draw_image(axes[0, 0], image)
+    axes[0, 0].set_title(f"image: {class_names[label]}")
+    draw_prediction(axes[0, 1], probabilities, class_names, COLOURS["data"], label)
+    axes[0, 1].set_title(title)
+    return figure
+
+
+# ---------------------------------------------------------------- lesson 01
+
+
+def plot_number_lines(low: float, high: float, bits: Sequence[int] = (2, 3, 4)) -> Picture:
+    """Return one number line for each bit width with the levels of its grid from `low` to `high`.
+
+    Examples
+    --------
+    >>> figure = plot_number_lines(-1, 1)
+    """
+    figure, axes = new_figure(height=0.7 * len(bits) + 1.3)
+    ax = axes[0, 0]
+    for row, b in enumerate(bits):
+        levels = np.linspace(low, high, 2**b)
+        ax.hlines(row, low, high, color=COLOURS["random"], linewidth=1)
+        ax.plot(levels, np.full(2**b, row), "o", color=COLOURS["w2a2"])
+    ax.set_yticks(range(len(bits)), [f"{b} bits: {2**b} levels" for b in bits])
+    ax.set(title="Each bit doubles the number of levels", xlabel="value", ylim=(len(bits) - 0.5, -0.5))
+    return figure
+
+
+def plot_rounding(x: np.ndarray, quantized: np.ndarray) -> Picture:
+    """Return quantized value against value, and the rounding error against value.
+
+    Parameters
+    ----------
+    x : sorted values, ``(N,)``.
+    quantized : what the quantizer makes of them, ``(N,)``.
+
+    Examples
+    --------
+    >>> x = np.linspace(-1, 1, 99)
+    >>> figure = plot_rounding(x, x.round())
+    """
+    figure, axes = new_figure(1, 2)
+    stairs, saw = axes[0]
+    stairs.plot(x, x, "--", color=COLOURS["random"], linewidth=1.5, label="no rounding")
+    stairs.plot(x, quantized, color=COLOURS["w2a2"], linewidth=2, label="quantized")
+    stairs.set(title="Value in, level out", xlabel="value", ylabel="quantized value")
+    stairs.legend()
+    saw.plot(x, np.subtract(quantized, x), color=COLOURS["w2a2"], linewidth=2)
+    saw.set(title="What rounding changes", xlabel="value", ylabel="quantized value - value")
+    return figure
+
+
+def plot_error_density(errors: dict[str, np.ndarray]) -> Picture:
+    """Return a histogram of each set of rounding errors beside the uniform density that theory expects.
+
+    Parameters
+    ----------
+    errors : a title -> rounding errors in units of one step, ``(N,)``.
+
+    Examples
+    --------
+    >>> figure = plot_error_density({"4 bits": np.linspace(-0.5, 0.5, 100)})
+    """
+    figure, axes = new_figure(1, len(errors), sharey=True)
+    for ax, (title, values) in zip(axes[0], errors.items(), strict=True):
+        ax.hist(values, bins=40, range=(-0.6, 0.6), density=True, color=COLOURS["data"], label="measured")
+        ax.plot([-0.5, -0.5, 0.5, 0.5], [0, 1, 1, 0], color="black", linewidth=2, label="theory: uniform")
+        ax.set(title=title, xlabel="error (steps)")
+    axes[0, 0].set_ylabel("density (1 / step)")
+    axes[0, -1].legend(loc="upper right")
+    axes[0, 0].set_ylim(0, None)
+    top = max(axes[0, 0].get_ylim()[1], 1.4)
+    axes[0, 0].set_ylim(0, top)
+    return figure
+
+
+def plot_decibels(bits: Sequence[int], measured: dict[str, Sequence[float]]) -> Picture:
+    """Return signal-to-noise ratios in dB over the bits, beside the theory for a uniform signal.
+
+    Parameters
+    ----------
+    measured : a signal's name -> one ratio for each entry of `bits`.
+
+    Examples
+    --------
+    >>> figure = plot_decibels([2, 3], {"uniform": [9.5, 16.9]})
+    """
+    figure, axes = new_figure(height=4)
+    ax, bits = axes[0, 0], np.asarray(bits)
+    ax.plot(bits, 20 * np.log10(2.0**bits - 1), color="black", linewidth=2, label="theory, uniform signal")
+    colours = [COLOURS["data"], COLOURS["accent"], COLOURS["mixed-4/2"]]
+    for (name, values), colour, marker in zip(measured.items(), colours, "os^", strict=False):
+        ax.plot(bits, values, marker, color=colour, markersize=8, label=f"measured, {name}")
+    ax.set(title="Each bit buys about 6 dB", xlabel="bits", ylabel="signal-to-noise ratio (dB)", xticks=bits)
+    ax.legend()
+    return figure
+
+
+def plot_clipping(
+    w: np.ndarray, bits: int, clip: float, clips: np.ndarray, rounding: np.ndarray, clipping: np.ndarray
+) -> Picture:
+    """Return the values with a grid from -`clip` to `clip`, and the two errors over every clip that was tried.
+
+    Parameters
+    ----------
+    w : values, ``(N,)``.
+    bits, clip : the grid that is drawn.
+    clips, rounding, clipping : ``(M,)``; the mean squared errors of rounding and of clipping at each clip.
+
+    Examples
+    --------
+    >>> clips = np.array([0.5, 1.0])
+    >>> figure = plot_clipping(np.linspace(-1, 1, 99), 2, 0.5, clips, clips**2 / 27, np.array([0.04, 0.0]))
+    """
+    figure, axes = new_figure(1, 2)
+    draw_weights(axes[0, 0], w, np.linspace(-clip, clip, 2**bits))
+    axes[0, 0].set_title(f"{2**bits} levels up to ±{clip:.2f}")
+    ax, total = axes[0, 1], np.add(rounding, clipping)
+    ax.plot(clips, rounding, "--", color=COLOURS["data"], linewidth=2, label="rounding")
+    ax.plot(clips, clipping, ":", color=COLOURS["accent"], linewidth=2, label="clipping")
+    ax.plot(clips, total, color="black", linewidth=2, label="both")
+    best = int(np.argmin(total))
+    ax.plot(clips[best], total[best], "*", color="black", markersize=14, label=f"best clip {clips[best]:.2f}")
+    ax.axvline(clip, color=COLOURS["w2a2"], linewidth=1.5)
+    ax.set(title=f"Error at {bits} bits", xlabel="clip", ylabel="mean squared error", ylim=(0, 4 * total[best]))
+    ax.legend()
+    return figure
+
+
+def draw_weights(ax: Any, w: np.ndarray, levels: np.ndarray) -> None:
+    """Draw a histogram of weights with the levels of a grid.
+
+    Examples
+    --------
+    >>> figure, axes = new_figure()
+    >>> draw_weights(axes[0, 0], np.linspace(-1, 1, 99), np.array([-1, 0, 1]))
+    """
+    ax.hist(np.ravel(w), bins=80, color=COLOURS["data"])
+    draw_levels(ax, levels)
+    ax.grid(False)
+    ax.set(xlabel="weight", ylabel="how many")
+
+
+def plot_channels(largest: np.ndarray, errors: dict[str, np.ndarray]) -> Picture:
+    """Return the largest weight of each output channel, and each channel's error under one and under many scales.
+
+    Parameters
+    ----------
+    largest : ``(channels,)``.
+    errors : "one scale" and the like -> mean squared error of each channel, ``(channels,)``.
+
+    Examples
+    --------
+    >>> figure = plot_channels(np.array([1.0, 2.0]), {"one scale": np.ones(2), "a scale a channel": np.ones(2) / 2})
+    """
+    order = np.argsort(largest)
+    figure, axes = new_figure(1, 2)
+    axes[0, 0].bar(range(len(largest)), largest[order], color=COLOURS["data"], width=1)
+    axes[0, 0].set(title="Channels differ in range", xlabel="channel, by its range", ylabel="largest |weight|")
+    for (name, values), colour, marker in zip(errors.items(), (COLOURS["accent"], "black"), "o^", strict=False):
+        axes[0, 1].semilogy(values[order], marker, color=colour, markersize=5, label=name)
+    axes[0, 1].set(title="So they differ in error", xlabel="channel, by its range", ylabel="mean squared error")
+    axes[0, 1].legend()
+    return figure
+
+
+def plot_accuracy(bits: Sequence[int], accuracies: dict[str, Sequence[float]], reference: float) -> Picture:
+    """Return accuracy over the bits, a line for each way to quantize, beside the float network.
+
+    Parameters
+    ----------
+    accuracies : a name -> fractions correct, one for each entry of `bits`.
+    reference : fraction correct of the float network.
+
+    Examples
+    --------
+    >>> figure = plot_accuracy([8, 2], {"weights": [0.9, 0.3]}, reference=0.9)
+    """
+    figure, axes = new_figure(height=4)
+    ax = axes[0, 0]
+    colours = [COLOURS["w4a4"], COLOURS["accent"], COLOURS["w2a2"], COLOURS["mixed-4/2"]]
+    for (name, values), colour, marker in zip(accuracies.items(), colours, "os^D", strict=False):
+        ax.plot(bits, np.multiply(values, 100), f"{marker}-", color=colour, linewidth=2, label=name)
+    ax.axhline(100 * reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.5, label="float network")
+    ax.set(title="Quantized after training", xlabel="bits", ylabel="test accuracy (%)", xticks=bits, ylim=(0, 100))
+    ax.invert_xaxis()
+    ax.legend(loc="lower left")
+    return figure
+
+
+def plot_bars(values: dict[str, float], title: str, ylabel: str, reference: float | None = None) -> Picture:
+    """Return a bar for each entry, and a dashed line at `reference` if there is one.
+
+    Examples
+    --------
+    >>> figure = plot_bars({"conv1": 80.0, "fc2": 10.0}, title="Accuracy", ylabel="correct (%)", reference=90.0)
+    """
+    figure, axes = new_figure()
+    ax = axes[0, 0]
+    bars = ax.bar(list(values), list(values.values()), color=COLOURS["data"])
+    ax.bar_label(bars, fmt="%.1f")
+    if reference is not None:
+        ax.axhline(
+            reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.5, label=f"float network {reference:.1f}"
+        )
+        ax.legend(loc="lower right", frameon=True)
+    ax.grid(False, axis="x")
+    ax.set(title=title, ylabel=ylabel)
+    return figure
+
+
+def plot_bits(w: np.ndarray, quantized: np.ndarray, bits: int, accuracies: dict[int, float]) -> Picture:
+    """Return, for one bit width, a layer's weights with their levels, the errors, and the network's accuracy.
+
+    Parameters
+    ----------
+    w, quantized : a layer's weights before and after, of the same shape.
+    accuracies : every bit width -> fraction correct of the whole network.
+
+    Examples
+    --------
+    >>> w = np.linspace(-1, 1, 99)
+    >>> figure = plot_bits(w, w.round(), 2, {2: 0.3, 3: 0.8})
+    """
+    figure, axes = new_figure(1, 3)
+    draw_weights(axes[0, 0], w, quantized)
+    axes[0, 0].set_title(f"{bits} bits: {len(np.unique(quantized))} levels in use")
+    error = np.ravel(np.subtract(quantized, w))
+    widest = float(np.abs(w).max()) / 2
+    axes[0, 1].hist(error, bins=81, range=(-widest, widest), color=COLOURS["accent"])
+    axes[0, 1].set(title=f"error: {np.sqrt(np.mean(error**2)):.4f} rms", xlabel="quantized - weight", ylabel="how many")
+    axes[0, 2].plot(list(accuracies), [100 * a for a in accuracies.values()], "o-", color=COLOURS["random"])
+    axes[0, 2].plot(bits, 100 * accuracies[bits], "o", color=COLOURS["w2a2"], markersize=12)
+    axes[0, 2].set(title=f"accuracy: {accuracies[bits]:.1%}", xlabel="bits", ylabel="test accuracy (%)", ylim=(0, 100))
+    return figure
+
+
+def plot_gradients(x: np.ndarray, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Picture:
+    """Return functions above their gradients, one column each.
+
+    Parameters
+    ----------
+    x : ``(N,)``.
+    curves : a title -> (values, gradients), each ``(N,)``.
+
+    Examples
+    --------
+    >>> x = np.linspace(-1, 1, 9)
+    >>> figure = plot_gradients(x, {"identity": (x, np.ones(9))})
+    """
+    figure, axes = new_figure(2, len(curves), height=4.6, sharex=True, sharey="row")
+    for column, (title, (values, gradients)) in zip(axes.T, curves.items(), strict=True):
+        column[0].plot(x, values, color=COLOURS["w2a2"], linewidth=2)
+        column[0].set_title(title)
+        column[1].plot(x, gradients, color=COLOURS["w4a4"], linewidth=2)
+        column[1].set(xlabel="x", ylim=(-0.2, 1.3))
+    axes[0, 0].set_ylabel("value")
+    axes[1, 0].set_ylabel("gradient that\nautograd returns")
+    return figure
+
+
+def plot_paths(paths: dict[str, np.ndarray], levels: np.ndarray, target: float) -> Picture:
+    """Return how a latent number and its quantized value move while they are trained towards `target`.
+
+    Parameters
+    ----------
+    paths : a title -> ``(steps, 2)``: the latent number and its quantized value.
+    levels : ``(L,)``.
+
+    Examples
+    --------
+    >>> figure = plot_paths({"round": np.zeros((5, 2))}, np.array([-1.0, 0.0, 1.0]), target=0.3)
+    """
+    figure, axes = new_figure(1, len(paths), sharey=True)
+    for ax, (title, path) in zip(axes[0], paths.items(), strict=True):
+        ax.grid(False)
+        for i, level in enumerate(levels):
+            ax.axhline(level, color=COLOURS["random"], linewidth=0.8, label="" if i else "levels")
+        ax.axhline(target, color="black", linestyle="--", linewidth=1.5, label="target")
+        ax.plot(path[:, 0], color=COLOURS["w4a4"], linewidth=2, label="latent number")
+        ax.step(range(len(path)), path[:, 1], color=COLOURS["w2a2"], linewidth=2, label="quantized")
+        ax.set(title=title, xlabel="training step")
+    axes[0, 0].set_ylabel("value")
+    axes[0, -1].legend(loc="center right", frameon=True)
+    return figure

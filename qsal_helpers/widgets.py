@@ -6,12 +6,13 @@ The functions named ``*_panel`` each belong to one lesson.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
+import numpy as np
 
-from .plots import Picture
+from .plots import Picture, plot_bits, plot_clipping, plot_prediction
 
 # Every panel of this process, so that a test can move all the sliders that a lesson shows.
 PANELS: list[ipywidgets.VBox] = []
@@ -97,3 +98,85 @@ def choice(label: str, options: list[Any], value: Any = None) -> Any:
         layout=ipywidgets.Layout(width="28em"),
         style={"description_width": "9em"},
     )
+
+
+# ---------------------------------------------------------------- lesson 00
+
+
+def prediction_panel(
+    images: np.ndarray, labels: Sequence[int], probabilities: Mapping[int, np.ndarray], class_names: Sequence[str]
+) -> ipywidgets.VBox:
+    """Return sliders for the image and for the bits of the weights, above the image and its prediction.
+
+    Parameters
+    ----------
+    images : ``(N, C, H, W)`` uint8.
+    labels : the right classes, ``(N,)``.
+    probabilities : bits -> ``(N, classes)``, from 0 to 1.
+
+    Examples
+    --------
+    >>> images = np.zeros((2, 1, 8, 8), np.uint8)
+    >>> box = prediction_panel(images, [0, 1], {8: np.eye(2), 2: np.eye(2)}, ["bag", "shirt"])
+    """
+
+    def draw(image: int, bits: int) -> Picture:
+        title = f"prediction with {bits}-bit weights"
+        return plot_prediction(images[image], probabilities[bits][image], class_names, int(labels[image]), title)
+
+    controls = {
+        "bits": slider("weights", max(probabilities), min(probabilities), max(probabilities), unit="bits"),
+        "image": slider("image", 0, 0, len(images) - 1),
+    }
+    return panel(draw, controls, help="Move bits down step by step, then take another image. The arrow keys work too.")
+
+
+# ---------------------------------------------------------------- lesson 01
+
+
+def clip_panel(
+    w: np.ndarray, clips: np.ndarray, errors: Mapping[int, tuple[np.ndarray, np.ndarray]]
+) -> ipywidgets.VBox:
+    """Return sliders for bits and clip above a layer's weights and the errors of rounding and clipping.
+
+    Parameters
+    ----------
+    w : weights, any shape.
+    clips : ``(M,)``, evenly spaced.
+    errors : bits -> (rounding, clipping), each ``(M,)``.
+
+    Examples
+    --------
+    >>> clips = np.array([0.5, 1.0])
+    >>> box = clip_panel(np.linspace(-1, 1, 9), clips, {2: (clips**2 / 27, np.array([0.04, 0.0]))})
+    """
+
+    def draw(bits: int, clip: float) -> Picture:
+        return plot_clipping(w, bits, clip, clips, *errors[bits])
+
+    controls = {
+        "bits": slider("bits", min(errors), min(errors), max(errors)),
+        "clip": slider("clip", float(clips[-1]), float(clips[0]), float(clips[-1])),
+    }
+    return panel(draw, controls, help="Bring the red line to the star, then change the bits: the star moves.")
+
+
+def bits_panel(w: np.ndarray, quantized: Mapping[int, np.ndarray], accuracies: Mapping[int, float]) -> ipywidgets.VBox:
+    """Return a slider for the bits above a layer's weights, its levels, its errors and the network's accuracy.
+
+    Parameters
+    ----------
+    w : a layer's weights, any shape.
+    quantized : bits -> the same weights on the grid of that many bits.
+    accuracies : bits -> fraction correct of the network with all layers at that many bits.
+
+    Examples
+    --------
+    >>> w = np.linspace(-1, 1, 9)
+    >>> box = bits_panel(w, {2: w.round(), 3: w}, {2: 0.3, 3: 0.8})
+    """
+
+    def draw(bits: int) -> Picture:
+        return plot_bits(w, quantized[bits], bits, dict(accuracies))
+
+    return panel(draw, {"bits": slider("bits", max(quantized), min(quantized), max(quantized))})
