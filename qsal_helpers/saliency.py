@@ -1,0 +1,449 @@
+"""Saliency maps: which pixels of an image a network's output hangs on.
+
+One function, `saliency_map`, for seven methods. Grad-CAM and guided backpropagation come from Captum. The methods that
+are averages of gradients ask torch for them directly, which saves Captum's detours; the tests hold them equal to
+Captum's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .quantization import PACT
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def saliency_map(
+    model: nn.Module, x: Tensor, target: int | Tensor | None = None, method: str = "gradient", **options: Any
+) -> Tensor:
+    """Return one saliency map an image.
+
+    The model is used in evaluation mode and left as it was: mode, gradients, flags and hooks.
+
+    Parameters
+    ----------
+    model : maps ``(B, C, H, W)`` to logits ``(B, classes)``.
+    x : normalised images, float ``(N, C, H, W)``, on any device; each batch is moved to the model's.
+    target : the class to explain: one for all images, or int64 ``(N,)``. ``None``: each image's predicted class.
+    method : what the map shows of the logit f of that class:
+
+        - "gradient": df/dx (Simonyan et al. 2014).
+        - "input_x_gradient": x * df/dx.
+        - "smooth_grad": the mean gradient of noisy copies (Smilkov et al. 2017). Options: `samples` (25); `noise`
+          (0.15), the noise's standard deviation as a fraction of each image's range; `seed` (0). All images get the
+          same draw, so that a map does not depend on what else is in the batch.
+        - "integrated_gradients": (x - baseline) * the mean gradient on the way from the baseline to x (Sundararajan
+          et al. 2017). Options: `steps` (50, Gauss-Legendre); `baseline`, a number or a tensor that broadcasts
+          against one image; ``None`` takes the smallest value of `x` in each channel: black.
+        - "grad_cam": a layer's activations, weighted by their mean gradients, and enlarged to the image (Selvaraju
+          et al. 2017). Option: `layer`, a module or its name; ``None`` takes the last Conv2d that is executed.
+        - "guided_backprop": the gradient, but every ReLU stops what is negative on the way back (Springenberg et al.
+          2015).
+        - "random": uniform noise, the baseline that a map has to beat. Option: `seed` (0).
+
+    absolute : option of every method. True (default): a magnitude, the sum of the channels' absolute values;
+        for "grad_cam" its positive part, as in the paper. False: the signed sum over the channels.
+    batch_size : option of every method; how many images, noisy copies and steps included, go through the model at once
+        (64). This bounds the memory; Captum calls it ``internal_batch_size``. It does not change a map by more
+        than rounding.
+
+    Returns
+    -------
+    float32 ``(N, H, W)``, on the device of `x`; not normalised.
+
+    Raises
+    ------
+    TypeError if `x` is not floating point, or for an option that the method does not have; ValueError for a method,
+    shape or class that does not exist, and where a method does not fit the model.
+
+    Warns
+    -----
+    Once a model, if "integrated_gradients" is asked of a quantized one: see `completeness_error`.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    >>> _ = model[1].weight.data.copy_(torch.tensor([[1.0, 0.0, -3.0, 0.0], [0.0, 2.0, 0.0, 0.0]]))
+    >>> x = torch.tensor([[[[1.0, 1.0], [1.0, 1.0]]]])
+    >>> saliency_map(model, x, target=0).tolist()
+    [[[1.0, 0.0], [3.0, 0.0]]]
+    >>> saliency_map(model, x, target=0, absolute=False).tolist()
+    [[[1.0, 0.0], [-3.0, 0.0]]]
+    """
+    if method not in _METHODS:
+        raise ValueError(f"there is no saliency method {method!r}; choose one of {', '.join(_METHODS)}")
+    absolute, batch_size = options.pop("absolute", True), options.pop("batch_size", 64)
+    compute = _METHODS[method]
+    known = [name for name, p in inspect.signature(compute).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    if unknown := sorted(set(options) - set(known)):
+        known = ", ".join(["absolute", "batch_size", *known])
+        raise TypeError(f"{method} has no option {unknown[0]!r}; it has {known}")
+    _check_images(x)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
+    target = _check_target(target, len(x))
+    if method == "random":
+        return _random(x, **options)
+    if method == "integrated_gradients":
+        options["baseline"] = _baseline(x, options.get("baseline"))
+        _warn_if_incomplete(model)
+    maps = torch.empty(len(x), *x.shape[2:], dtype=torch.float32, device=x.device)
+    if not len(x):
+        return maps
+    device = device_of(model, x)
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        if method in ("grad_cam", "guided_backprop") and target is not None:
+            _check_classes(_logits(model, x[:1].to(device)), target)  # Captum's error would name no class
+        if method == "guided_backprop":
+            model = _with_real_relus(model, x[:1].to(device))
+        if method == "grad_cam":
+            options["layer"] = _find_layer(model, options.get("layer"), x[:1].to(device))
+        for start in range(0, len(x), batch_size):
+            here = slice(start, start + batch_size)
+            batch = x[here].detach().clone().to(device, memory_format=torch.channels_last)
+            classes = None if target is None else target[here].to(device)
+            if classes is None and method not in ("gradient", "input_x_gradient"):  # these two see the logits anyway
+                with torch.no_grad():
+                    classes = _logits(model, batch).argmax(1)
+            attribution = compute(model, batch, classes, batch_size, **options).detach()
+            if method == "grad_cam":
+                maps[here] = attribution[:, 0].relu() if absolute else attribution[:, 0]
+            else:
+                maps[here] = (attribution.abs() if absolute else attribution).sum(1)
+    return maps
+
+
+def completeness_error(
+    model: nn.Module, x: Tensor, target: int | Tensor | None = None, steps: int = 50, **options: Any
+) -> Tensor:
+    """Return by how much integrated gradients miss what they promise, relative to it.
+
+    Completeness (Sundararajan et al. 2017, section 3): the attributions of an image sum to f(x) - f(baseline). This is
+    ``|sum - (f(x) - f(baseline))| / |f(x) - f(baseline)|``. In a float network it goes to 0 as `steps` grow. In a
+    quantized one it does not: activations that are staircases have a true gradient of 0, and the straight-through
+    gradient that stands in for it is not the slope of f.
+
+    Parameters
+    ----------
+    steps, **options : of the method "integrated_gradients"; see `saliency_map`, whose warning is left out here.
+
+    Returns
+    -------
+    float32 ``(N,)``; infinite where f(x) equals f(baseline) but the sum is not 0.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> bool((completeness_error(model, torch.rand(3, 1, 2, 2)) < 1e-3).all())
+    True
+    """
+    _check_images(x)
+    options["baseline"] = _baseline(x, options.get("baseline"))
+    with evaluating(model), torch.no_grad():
+        device = device_of(model, x)
+        logits = torch.cat([_logits(model, batch.to(device)) for batch in x.split(options.get("batch_size", 64))])
+        target = logits.argmax(1) if target is None else _check_target(target, len(x)).to(device)
+        change = logits - _logits(model, options["baseline"].to(device).expand(1, *x.shape[1:]))
+        promised = change.gather(1, target[:, None])[:, 0].to(x.device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="integrated gradients do not add up")
+        maps = saliency_map(model, x, target, "integrated_gradients", absolute=False, steps=steps, **options)
+    missed = (maps.sum((1, 2)) - promised).abs()
+    return torch.where(missed == 0, 0, missed / promised.abs()).float()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` in evaluation mode with frozen parameters; put every flag back at the end, also after an error.
+
+    Frozen, because a gradient for the input needs none for the parameters: a quantized layer then saves its work.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 2)
+    >>> with evaluating(model):
+    ...     model.training, model.weight.requires_grad
+    (False, False)
+    >>> model.training, model.weight.requires_grad
+    (True, True)
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        model.eval()
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for p in trained:
+            p.requires_grad_(True)
+
+
+def device_of(model: nn.Module, x: Tensor) -> torch.device:
+    """Return the device of the model's parameters, or that of `x` if it has none."""
+    return next((p.device for p in model.parameters()), x.device)
+
+
+# ---------------------------------------------------------------- gradients, and averages of them
+
+
+def _gradient(model: nn.Module, x: Tensor, classes: Tensor | None, batch_size: int) -> Tensor:
+    x = x.requires_grad_()
+    logits = _logits(model, x)
+    return torch.autograd.grad(_scores(logits, classes).sum(), x)[0]
+
+
+def _input_x_gradient(model: nn.Module, x: Tensor, classes: Tensor | None, batch_size: int) -> Tensor:
+    return _gradient(model, x, classes, batch_size) * x
+
+
+def _smooth_grad(
+    model: nn.Module,
+    x: Tensor,
+    classes: Tensor,
+    batch_size: int,
+    *,
+    samples: int = 25,
+    noise: float = 0.15,
+    seed: int = 0,
+) -> Tensor:
+    _check_count(samples, "samples")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise must be a number of at least 0; got {noise!r}")
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(samples, *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
+    scale = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
+    weights = torch.full((samples,), 1 / samples, dtype=x.dtype, device=x.device)
+    vary = lambda image, sample: (draws[sample] * scale[image]).add_(x[image])
+    return _mean_gradient(model, x, classes, batch_size, weights, vary)
+
+
+def _integrated_gradients(
+    model: nn.Module, x: Tensor, classes: Tensor, batch_size: int, *, baseline: Tensor, steps: int = 50
+) -> Tensor:
+    _check_count(steps, "steps")
+    nodes, weights = (
+        torch.as_tensor(values, dtype=x.dtype, device=x.device) for values in np.polynomial.legendre.leggauss(steps)
+    )
+    nodes = ((nodes + 1) / 2).view(-1, 1, 1, 1)
+    baseline = baseline.to(x.device)
+    way = x - baseline
+    vary = lambda image, step: (way[image] * nodes[step]).add_(baseline)
+    return _mean_gradient(model, x, classes, batch_size, weights / 2, vary) * way
+
+
+def _mean_gradient(
+    model: nn.Module,
+    x: Tensor,
+    classes: Tensor,
+    batch_size: int,
+    weights: Tensor,
+    vary: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return the weighted sum over k of the gradients at ``vary(image, k)``.
+
+    All pairs (image, k) form one long list that is cut into batches of one size, whatever the number of images.
+    """
+    mean = torch.zeros_like(x)
+    for pairs in torch.arange(len(x) * len(weights), device=x.device).split(batch_size):
+        image, k = pairs // len(weights), pairs % len(weights)
+        varied = vary(image, k).contiguous(memory_format=torch.channels_last).requires_grad_()
+        # The weights go in at the logits, where they cost one number an image.
+        score = (_scores(_logits(model, varied), classes[image]) * weights[k]).sum()
+        mean.index_add_(0, image, torch.autograd.grad(score, varied)[0])
+    return mean
+
+
+# ---------------------------------------------------------------- Captum's
+
+
+def _grad_cam(model: nn.Module, x: Tensor, classes: Tensor, batch_size: int, *, layer: nn.Module) -> Tensor:
+    from captum.attr import LayerGradCam
+
+    coarse = LayerGradCam(model, layer).attribute(x.requires_grad_(), classes)
+    if coarse.dim() != 4:
+        raise ValueError(f"grad_cam needs a layer with outputs (B, C, H, W); those of {type(layer).__name__} differ")
+    return F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def _find_layer(model: nn.Module, layer: nn.Module | str | None, x: Tensor) -> nn.Module:
+    modules = dict(model.named_modules())
+    if isinstance(layer, str):
+        if layer not in modules:
+            raise ValueError(f"the model has no layer {layer!r}; its layers are {', '.join(filter(None, modules))}")
+        layer = modules[layer]
+    candidates = [m for m in modules.values() if isinstance(m, nn.Conv2d)] if layer is None else [layer]
+    with _calls_of(candidates) as called, torch.no_grad():
+        model(x)
+    if not called:
+        wanted = "a Conv2d" if layer is None else f"this {type(layer).__name__}"
+        raise ValueError(f"grad_cam found no call of {wanted} in {type(model).__name__}; name a layer with layer=")
+    return called[-1]
+
+
+def _guided_backprop(model: nn.Module, x: Tensor, classes: Tensor, batch_size: int) -> Tensor:
+    from captum.attr import GuidedBackprop
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU")
+        return GuidedBackprop(model).attribute(x.requires_grad_(), classes)
+
+
+def _with_real_relus(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return `model`, or a copy that computes the same with an nn.ReLU before each PACT and in each ReLU6.
+
+    Captum hooks modules of the class nn.ReLU only. ``pact(relu(x)) == pact(x)``, gradients included.
+    """
+    clipped = (PACT, nn.ReLU6)
+    if any(isinstance(m, clipped) for m in model.modules()):
+        model = copy.deepcopy(model)
+        if isinstance(model, clipped):
+            return nn.Sequential(nn.ReLU(), model)
+        # A module that is used at two places stands under two names; it must get the same replacement at both.
+        replacements: dict[nn.Module, nn.Module] = {}
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            if isinstance(module, clipped):
+                parent, _, child = name.rpartition(".")
+                replacement = replacements.setdefault(module, nn.Sequential(nn.ReLU(), module))
+                setattr(model.get_submodule(parent), child, replacement)
+    with _calls_of(m for m in model.modules() if isinstance(m, nn.ReLU)) as called:
+        logits = model(x.detach().clone().requires_grad_())
+    if (found := _count_nodes(logits.grad_fn, "ReluBackward0")) != len(called):
+        raise ValueError(
+            f"guided_backprop reaches only ReLUs that are modules, and {type(model).__name__} calls ReLU as a function "
+            f"{found - len(called)} times; give each call an nn.ReLU()"
+        )
+    if not called:
+        raise ValueError(f"guided_backprop needs ReLUs, and {type(model).__name__} has none: use 'gradient'")
+    return model
+
+
+@contextlib.contextmanager
+def _calls_of(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Give a list to which each of `modules` is added whenever it is called."""
+    called: list[nn.Module] = []
+    handles = [m.register_forward_pre_hook(lambda module, inputs: called.append(module)) for m in modules]
+    try:
+        yield called
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _count_nodes(node: Any, name: str) -> int:
+    seen, waiting, count = set(), [node], 0
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            count += node.name() == name
+            waiting += [following for following, _ in node.next_functions]
+    return count
+
+
+# ---------------------------------------------------------------- the small parts
+
+
+def _random(x: Tensor, *, seed: int = 0) -> Tensor:
+    # Drawn on the CPU, so that one seed gives the same map on every device.
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(len(x), *x.shape[2:], generator=generator).to(x.device)
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"the model must return logits of shape (B, classes); it returned {shape}")
+    return logits
+
+
+def _scores(logits: Tensor, classes: Tensor | None) -> Tensor:
+    if classes is None:
+        classes = logits.detach().argmax(1)
+    _check_classes(logits, classes)
+    return logits.gather(1, classes[:, None])[:, 0]
+
+
+def _check_classes(logits: Tensor, classes: Tensor) -> None:
+    low, high = (int(bound) for bound in classes.aminmax())
+    if low < 0 or high >= logits.shape[1]:
+        wrong = low if low < 0 else high
+        raise ValueError(f"target must be from 0 to {logits.shape[1] - 1}, the model's classes; got {wrong}")
+
+
+def _check_images(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be normalised floating-point images, as data.normalise makes them; got {kind}")
+    if x.dim() != 4:
+        raise ValueError(f"x must be images (N, C, H, W); got shape {tuple(x.shape)}")
+
+
+def _check_target(target: int | Tensor | None, number: int) -> Tensor | None:
+    if target is None:
+        return None
+    target = torch.as_tensor(target)
+    if target.dtype not in (torch.int64, torch.int32, torch.uint8) or target.shape not in ((), (number,)):
+        raise ValueError(
+            f"target must be None, a class number or int64 ({number},), one class an image; "
+            f"got {target.dtype} of shape {tuple(target.shape)}"
+        )
+    return target.long().expand(number)
+
+
+def _check_count(count: int, name: str) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1; got {count!r}")
+
+
+def _baseline(x: Tensor, baseline: float | Tensor | None) -> Tensor:
+    """Return the image that stands for "nothing there": float ``(1, C or 1, H or 1, W or 1)``."""
+    if baseline is None:
+        return x.detach().amin((0, 2, 3), keepdim=True) if len(x) else x.new_zeros(1, 1, 1, 1)
+    value = torch.as_tensor(baseline, dtype=x.dtype)
+    value = value.view(-1, 1, 1) if value.dim() == 1 else value
+    try:
+        return value.expand(1, *x.shape[1:])
+    except RuntimeError:
+        raise ValueError(
+            f"baseline must be a number, one number a channel, or an image {tuple(x.shape[1:])}; "
+            f"got shape {tuple(value.shape)}"
+        ) from None
+
+
+def _warn_if_incomplete(model: nn.Module) -> None:
+    if model not in _warned and any(isinstance(m, PACT) and m.bits < 32 for m in model.modules()):
+        _warned.add(model)
+        warnings.warn(
+            "integrated gradients do not add up to f(x) - f(baseline) on a quantized network, however many the steps: "
+            "its activations are staircases whose straight-through gradient is not their slope; "
+            "completeness_error measures by how much",
+            stacklevel=3,
+        )
+
+
+_METHODS: dict[str, Callable[..., Tensor]] = {
+    "gradient": _gradient,
+    "input_x_gradient": _input_x_gradient,
+    "smooth_grad": _smooth_grad,
+    "integrated_gradients": _integrated_gradients,
+    "grad_cam": _grad_cam,
+    "guided_backprop": _guided_backprop,
+    "random": _random,
+}
