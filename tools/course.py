@@ -51,10 +51,7 @@ def run_lesson(source: NotebookNode, scale: str, title: str) -> NotebookNode:
         executed = execute(source, scale, {"SCALE": scale}, title=title)
     except PapermillExecutionError as error:
         number = next((n for n, cell in enumerate(source.cells, 1) if cell.source == error.source), 0)
-        sys.exit(
-            f"\n{title} stopped at cell {number}: {error.ename}: {error.evalue}\n\n{error.source}\n\n"
-            + "\n".join(error.traceback[-1:])
-        )
+        sys.exit(f"\n{title} stopped at cell {number}: {error.ename}: {error.evalue}\n{error}")
     except DeadKernelError:
         sys.exit(f"\n{title} stopped: its kernel died, most likely for want of memory. Try make course SCALE=smoke.")
     if errors := widget_errors(executed):

@@ -102,39 +102,48 @@ def execute(
         nbformat.write(notebook, path)
         bar = {"desc": title, "leave": False} if title else False
         return papermill.execute_notebook(
-            path, None, parameters=parameters, cwd=NOTEBOOKS, kernel_name="python3", progress_bar=bar
+            path,
+            None,
+            parameters=parameters,
+            cwd=NOTEBOOKS,
+            kernel_name="python3",
+            progress_bar=bar,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
 
 
 def widget_errors(notebook: NotebookNode) -> list[str]:
-    """Return the errors that hide in widgets' outputs, each with the number of its cell.
+    """Return the errors that hide in widgets, each with the number of its cell.
 
-    A callback of ``interact`` that raises prints into a widget, and the runner sees a notebook without a fault.
+    A callback of ``interact`` that raises prints into a widget, a panel of the course shows a sentence in place of
+    its picture, and the runner sees a notebook without a fault.
     """
-    state = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    everything = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    models = {model_id: model["state"] for model_id, model in everything.get("state", {}).items()}
+    found = []
+    for number, cell in enumerate(own_cells(notebook), 1):
+        for output in cell.get("outputs", []):
+            view = output.get("data", {}).get(WIDGET_VIEW, {})
+            found += [f"cell {number}: {fault}" for fault in faults_inside(view.get("model_id"), models)]
+    return found
 
-    def inside(model_id: str) -> set[str]:
-        found, waiting = set(), {model_id}
-        while waiting:
-            current = waiting.pop()
-            found.add(current)
-            waiting |= set(re.findall(r"IPY_MODEL_(\w+)", str(state.get(current, {}).get("state")))) - found
-        return found
 
-    def cell_of(model_id: str) -> str:
-        for number, cell in enumerate(notebook.cells, 1):
-            for output in cell.get("outputs", []):
-                view = output.get("data", {}).get(WIDGET_VIEW)
-                if view and model_id in inside(view["model_id"]):
-                    return f"cell {number}"
-        return "a widget that no cell shows"
-
-    return [
-        f"{cell_of(model_id)}: {output.get('ename')}: {output.get('evalue')}"
-        for model_id, model in state.items()
-        for output in model["state"].get("outputs", ())
-        if output.get("output_type") == "error"
+def faults_inside(model_id: str | None, models: dict[str, Any]) -> list[str]:
+    """Return the errors that a widget and its children show."""
+    state = models.get(model_id, {})
+    faults = [
+        f"{output.ename}: {output.evalue}" for output in state.get("outputs", ()) if output["output_type"] == "error"
     ]
+    if "qsal-error" in state.get("_dom_classes", ()) and state.get("value"):
+        faults.append(state["value"])
+    for child in state.get("children", ()):
+        faults += faults_inside(child.removeprefix("IPY_MODEL_"), models)
+    return faults
+
+
+def own_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """Return an executed notebook's cells without the one that the runner put in to set the scale."""
+    return [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
 
 def pictures(notebook: NotebookNode) -> int:
@@ -152,9 +161,8 @@ def clean(notebook: NotebookNode, source: NotebookNode) -> NotebookNode:
     Widgets, progress bars, timings and the runner's notes go away.
     """
     result = nbformat.from_dict(source)
-    executed = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     count = 0
-    for cell, done in zip(result.cells, executed, strict=True):
+    for cell, done in zip(result.cells, own_cells(notebook), strict=True):
         if cell.cell_type != "code":
             continue
         if done.get("execution_count") is not None:

@@ -1,0 +1,144 @@
+"""The tools that run lessons find every fault and write notebooks that do not change without a reason."""
+
+import re
+import subprocess
+import sys
+
+import ipywidgets
+import nbformat
+import pytest
+from course import PeakMemory, run_lesson
+from lessons import clean, execute, in_step, pictures, read_source
+from sweep import sweep, values_of
+
+from qsal_helpers import plots, widgets
+
+LESSON = """# %% [markdown]
+# # A lesson
+
+# %% tags=["parameters"]
+SCALE = None
+
+# %%
+import os, sys
+print(SCALE, os.environ["QSAL_SCALE"])
+print("  5%|bar", file=sys.stderr)
+
+# %%
+from qsal_helpers import plots, widgets
+plots.new_figure()[0]
+
+# %%
+widgets.panel(lambda bits: DRAW, {"bits": widgets.slider("bits", 4, 2, 8)})
+"""
+GOOD = "plots.new_figure(width=bits)[0]"
+RAISES = "1 / 0"
+DEAD = "plots.new_figure(width=4)[0]"
+
+
+def lesson(folder, draw=GOOD, more=""):
+    path = folder / "07_lesson.py"
+    path.write_text(LESSON.replace("DRAW", draw) + more)
+    return path
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    source = read_source(lesson(tmp_path_factory.mktemp("lesson")))
+    return source, execute(source, "smoke", {"SCALE": "smoke"})
+
+
+def test_scale_reaches_the_lesson_as_parameter_and_in_the_environment(executed):
+    source, notebook = executed
+    assert "smoke smoke" in notebook.cells[3].outputs[0].text
+
+
+def test_cleaned_notebook_keeps_figures_and_drops_widgets_progress_bars_and_the_injected_cell(executed):
+    source, notebook = executed
+    cleaned = clean(notebook, source)
+    nbformat.validate(cleaned)
+    assert pictures(cleaned) == 1
+    assert in_step(cleaned, source)
+    assert "widgets" in notebook.metadata and "widgets" not in cleaned.metadata
+    assert [cell.execution_count for cell in cleaned.cells[1:]] == [1, 2, 3, 4]
+    assert [len(cell.outputs) for cell in cleaned.cells[1:]] == [0, 1, 1, 0]
+
+
+def test_reading_a_source_twice_gives_the_same_bytes(tmp_path):
+    path = lesson(tmp_path)
+    assert nbformat.writes(read_source(path)) == nbformat.writes(read_source(path))
+
+
+def test_editing_a_cell_leaves_the_ids_of_the_others_alone(tmp_path):
+    before = [cell.id for cell in read_source(lesson(tmp_path)).cells]
+    after = [cell.id for cell in read_source(lesson(tmp_path, draw=DEAD)).cells]
+    assert before[:-1] == after[:-1] and before[-1] != after[-1]
+
+
+def test_notebook_is_out_of_step_once_a_line_or_a_tag_of_its_source_changes(executed, tmp_path):
+    source, notebook = executed
+    cleaned = clean(notebook, source)
+    assert not in_step(cleaned, read_source(lesson(tmp_path, more="print(1)\n")))
+    source.cells[1].metadata["tags"] = []
+    assert not in_step(cleaned, source)
+
+
+INTERACT = """
+# %%
+import ipywidgets
+ipywidgets.interactive(lambda bits: 1 / 0, bits=(2, 8))
+"""
+
+
+@pytest.mark.parametrize(("draw", "more", "cell"), [(RAISES, "", 5), (GOOD, INTERACT, 6)])
+def test_course_stops_at_an_error_that_hides_in_a_widget_and_names_lesson_and_cell(tmp_path, draw, more, cell):
+    source = read_source(lesson(tmp_path, draw, more))
+    with pytest.raises(
+        SystemExit, match=rf"07_lesson stopped: an error hides in a widget: cell {cell}: .*ZeroDivision"
+    ):
+        run_lesson(source, "smoke", "07_lesson")
+
+
+def test_course_stops_at_an_error_and_names_lesson_cell_and_error(tmp_path):
+    source = read_source(lesson(tmp_path, more="\n# %%\nundefined_name\n"))
+    with pytest.raises(SystemExit, match="07_lesson stopped at cell 6: NameError: .*undefined_name"):
+        run_lesson(source, "smoke", "07_lesson")
+
+
+@pytest.mark.parametrize(
+    ("draw", "faults"),
+    [
+        (lambda bits: plots.new_figure(width=bits)[0], []),
+        (lambda bits: plots.new_figure(width=bits / (bits != 5))[0], ["bits = 5: .*ZeroDivisionError"]),
+        (lambda bits: plots.new_figure(width=4)[0], ["bits moves nothing"]),
+    ],
+)
+def test_sweep_finds_a_value_that_raises_and_a_slider_that_moves_nothing(draw, faults):
+    slider = widgets.slider("bits", 4, 2, 8)
+    found = sweep(widgets.panel(draw, {"bits": slider}))
+    assert len(found) == len(faults) and all(map(re.search, faults, found))
+    assert slider.value == 4
+
+
+@pytest.mark.parametrize(
+    ("control", "first", "last"),
+    [
+        (widgets.slider("alpha", 2.0, 0.1, 6.0), 0.1, 6.0),
+        (widgets.slider("steps", 10, 1, 1000), 1, 1000),
+        (widgets.choice("precision", ["fp32", "w4a4", "w2a2"]), "fp32", "w2a2"),
+        (ipywidgets.Dropdown(options=[("two", 2), ("three", 3)]), 2, 3),
+        (ipywidgets.Checkbox(), False, True),
+    ],
+)
+def test_sweep_reaches_both_ends_of_a_control_in_at_most_twelve_steps(control, first, last):
+    values = values_of(control)
+    assert (values[0], values[-1]) == (first, last)
+    assert 2 <= len(values) <= 12
+
+
+def test_peak_memory_counts_a_child_that_is_gone_by_now():
+    memory = PeakMemory()
+    memory.start()
+    script = "x = bytearray(200 * 2**20); import time; time.sleep(1)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert memory.stop() > 200 * 2**20
