@@ -6,12 +6,15 @@ otherwise, and prints one paragraph. A stub that was left alone (it returns None
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .quantization import quantize_uniform
 
 TIME_LIMIT = 10.0  # seconds
 
@@ -100,3 +103,248 @@ def expect_close(answer: Any, wanted: Tensor, at: Tensor, what: str) -> None:
         rows = zip(at[wrong].flatten().tolist(), answer[wrong].tolist(), wanted[wrong].tolist(), strict=False)
         lines = [f"    at {x:8.4g}: {what} is {got:8.4g}, should be {want:8.4g}" for x, got, want in list(rows)[:4]]
         raise _Wrong(f"{what} differs at {int(wrong.sum())} of {wrong.numel()} points:\n" + "\n".join(lines))
+
+
+def expect_number(answer: Any, what: str) -> float:
+    """Return `answer` as a float if it is one number, a tensor of one element included; raise what is wrong otherwise.
+
+    Examples
+    --------
+    >>> expect_number(torch.tensor(2.0), what="the sum")
+    2.0
+    """
+    if answer is None or answer is Ellipsis:
+        raise _NotDone
+    if isinstance(answer, Tensor) and answer.numel() == 1:
+        answer = answer.item()
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        raise _Wrong(f"{what} should be one number, but your function returned {answer!r}.")
+    if math.isnan(answer):
+        raise _Wrong(f"{what} is NaN (not a number): is something divided by zero?")
+    return float(answer)
+
+
+# ---------------------------------------------------------------- lesson 00
+
+
+def check_number_of_levels(student: Callable[[int], int]) -> bool:
+    """Grade ``number_of_levels(bits)``: how many different numbers that many bits can tell apart.
+
+    Examples
+    --------
+    >>> check_number_of_levels(lambda bits: 2**bits)
+    number_of_levels: correct.
+    True
+    """
+
+    def test() -> None:
+        for bits in (1, 2, 3, 8):
+            answer = expect_number(student(bits), "The number of levels")
+            if answer == 2**bits:
+                continue
+            says = f"For {bits} bit{'s' if bits > 1 else ''} your function says {answer:g}."
+            if answer == 2 * bits:
+                raise _Wrong(f"{says} Each further bit doubles the count; it does not add 2 to it.")
+            if answer == bits**2:
+                raise _Wrong(f"{says} You took bits to the power of 2; it is the other way round.")
+            if answer == 2**bits - 1:
+                raise _Wrong(f"{says} One is missing: 1 bit can be 0 or 1, which are two numbers.")
+            raise _Wrong(f"{says} Count by hand: 1 bit can be 0 or 1; 2 bits can be 00, 01, 10 or 11.")
+
+    return grade("number_of_levels", test, hint="Write down all the words of 1, 2 and 3 bits, and count.")
+
+
+def check_agreement(student: Callable[[Tensor, Tensor], float]) -> bool:
+    """Grade ``agreement(logits_a, logits_b)``: the fraction of images to which two networks give the same class.
+
+    Examples
+    --------
+    >>> check_agreement(lambda a, b: (a.argmax(1) == b.argmax(1)).float().mean())
+    agreement: correct.
+    True
+    """
+    a = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, 2.0], [5.0, 0.0, 1.0], [1.0, 4.0, 0.0]])
+    b = torch.tensor([[2.0, 1.0, 0.5], [0.0, 1.0, 2.0], [0.0, 1.0, 9.0], [4.0, 3.0, 1.0], [1.0, 0.0, 3.0]])
+
+    def test() -> None:
+        answer = expect_number(student(a, b), "The agreement")
+        if abs(answer - 0.6) < 1e-5:
+            return
+        says = f"3 of 5 images get the same class, so the agreement is 0.6; your function says {answer:g}."
+        if abs(answer - 3) < 1e-5:
+            raise _Wrong(f"{says} That is how many agree; divide by how many there are.")
+        if abs(answer - 0.4) < 1e-5:
+            raise _Wrong(f"{says} That is the fraction that disagrees.")
+        if abs(answer - 60) < 1e-3:
+            raise _Wrong(f"{says} Give a fraction from 0 to 1, not percent.")
+        if abs(answer - (a == b).float().mean().item()) < 1e-5:
+            raise _Wrong(f"{says} You compared the outputs themselves; compare the classes: the largest of each row.")
+        if abs(answer - (a.argmax(0) == b.argmax(0)).float().mean().item()) < 1e-5:
+            raise _Wrong(f"{says} You took the largest of each column; each row is an image, so use argmax(1).")
+        raise _Wrong(says)
+
+    return grade(
+        "agreement", test, hint="argmax(1) gives the class of each row; == compares; .float().mean() averages."
+    )
+
+
+# ---------------------------------------------------------------- lesson 01
+
+
+def check_quantizer(student: Callable[[Tensor, int, float, float], Tensor]) -> bool:
+    """Grade ``my_quantize(x, bits, low, high)``, the uniform quantizer (values only, no gradient).
+
+    Examples
+    --------
+    >>> check_quantizer(quantize_uniform)
+    my_quantize: correct.
+    True
+    """
+    x = torch.linspace(-1.35, 2.45, 39)
+
+    def test() -> None:
+        for bits, low, high in ((2, 0.0, 1.0), (2, -1.0, 2.0), (3, -0.5, 1.5)):
+            wanted = quantize_uniform(x, bits, low, high)
+            answer = expect_tensor(student(x.clone(), bits, low, high), wanted, "the quantized value").detach()
+            if torch.allclose(answer, wanted, atol=1e-5):
+                continue
+            case = f"With bits={bits}, low={low:g}, high={high:g}:"
+            _name_the_fault_of_a_grid(case, x, answer, bits, low, high)
+            expect_close(answer, wanted, at=x, what="the quantized value")
+
+    hint = "clip to [low, high]; subtract low and divide by the step; round; multiply by the step and add low."
+    return grade("my_quantize", test, hint)
+
+
+def _name_the_fault_of_a_grid(case: str, x: Tensor, answer: Tensor, bits: int, low: float, high: float) -> None:
+    step = (high - low) / (2**bits - 1)
+    codes = (quantize_uniform(x, bits, low, high) - low) / step
+    levels, inside = len(answer.unique()), (x >= low) & (x <= high)
+    if torch.allclose(answer, x, atol=1e-5):
+        raise _Wrong(f"{case} the values come back unchanged.")
+    if torch.allclose(answer, x.clamp(low, high), atol=1e-5):
+        raise _Wrong(f"{case} the values are clipped, but not rounded.")
+    if torch.allclose(answer, codes, atol=1e-4):
+        raise _Wrong(f"{case} you return the number of the level, 0, 1, 2, ...; turn it back into a value.")
+    if torch.allclose(answer, codes * step, atol=1e-4):
+        raise _Wrong(f"{case} every value is off by low: what was subtracted before rounding must be added after it.")
+    if bool((answer > high + 1e-4).any() or (answer < low - 1e-4).any()):
+        raise _Wrong(f"{case} some values lie outside the range from low to high: clip before you round.")
+    if levels == 2**bits + 1:
+        raise _Wrong(f"{case} there are {levels} levels, one more than {bits} bits can name: n levels have n - 1 gaps.")
+    if bool(inside.any()) and float((answer - x)[inside].abs().max()) > 0.75 * step:
+        raise _Wrong(
+            f"{case} a value moves by more than half a step: take the nearest level, not the one below or above."
+        )
+
+
+def check_bits_needed(student: Callable[[float], int]) -> bool:
+    """Grade ``bits_needed(decibels)``: the fewest bits that give a uniform signal at least that ratio.
+
+    Examples
+    --------
+    >>> check_bits_needed(lambda decibels: math.ceil(math.log2(10 ** (decibels / 20) + 1)))
+    bits_needed: correct.
+    True
+    """
+
+    def test() -> None:
+        for decibels in (5.0, 16.0, 20.0, 40.0, 48.0):
+            wanted = next(bits for bits in range(1, 20) if 20 * math.log10(2**bits - 1) >= decibels)
+            answer = expect_number(student(decibels), "The number of bits")
+            if answer == wanted:
+                continue
+            says = f"For {decibels:g} dB your function says {answer:g}."
+            if answer != int(answer):
+                raise _Wrong(f"{says} Bits come whole: round up.")
+            if answer == wanted - 1:
+                reached = 20 * math.log10(2**answer - 1) if answer >= 1 else -math.inf
+                raise _Wrong(f"{says} That many bits reach only {reached:.1f} dB: round up, not to the nearest.")
+            if answer == wanted + 1:
+                raise _Wrong(
+                    f"{says} One bit fewer is already enough: it reaches {20 * math.log10(2**wanted - 1):.1f} dB."
+                )
+            raise _Wrong(f"{says} {wanted} bits reach {20 * math.log10(2**wanted - 1):.1f} dB.")
+
+    return grade(
+        "bits_needed", test, hint="the ratio of b bits is 20 * log10(2**b - 1); try b = 1, 2, 3, ... in a loop."
+    )
+
+
+def check_best_clip(student: Callable[[Tensor, int], float]) -> bool:
+    """Grade ``best_clip(w, bits)``: the clip whose grid from -clip to clip has the least mean squared error on `w`.
+
+    Examples
+    --------
+    >>> def best_clip(w, bits):
+    ...     clips = [w.abs().max().item() * i / 100 for i in range(1, 101)]
+    ...     return min(clips, key=lambda clip: (quantize_uniform(w, bits, -clip, clip) - w).square().mean())
+    >>> check_best_clip(best_clip)
+    best_clip: correct.
+    True
+    """
+
+    def test() -> None:
+        generator = torch.Generator().manual_seed(0)
+        for bits, spread in ((2, 1.0), (3, 0.1), (4, 5.0)):
+            w = torch.randn(2000, generator=generator) * spread
+            largest = w.abs().max().item()
+            errors = {clip: _grid_error(w, bits, clip) for clip in (largest * torch.arange(0.02, 1.01, 0.01)).tolist()}
+            best = min(errors, key=errors.get)
+            answer = expect_number(student(w.clone(), bits), "The clip")
+            if 0 < answer < math.inf and _grid_error(w, bits, answer) <= 1.02 * errors[best]:
+                continue
+            says = f"For normal weights of spread {spread:g} at {bits} bits your clip is {answer:.4g}."
+            if not 0 < answer < math.inf:
+                raise _Wrong(f"{says} A clip is a finite number above 0.")
+            if abs(answer - errors[best]) < 0.02 * errors[best]:
+                raise _Wrong(f"{says} That is the smallest error itself; return the clip that reaches it.")
+            if abs(answer - largest) < 0.02 * largest:
+                raise _Wrong(
+                    f"{says} That is the largest weight, so nothing is clipped; a smaller clip rounds more finely."
+                )
+            times = _grid_error(w, bits, answer) / errors[best]
+            side = "small" if answer < best else "large"
+            raise _Wrong(f"{says} That is too {side}: its error is {times:.2f} times the least one, at {best:.3g}.")
+
+    hint = "try a hundred clips from a hundredth of the largest |w| up to all of it, and keep the one of least error."
+    return grade("best_clip", test, hint)
+
+
+def _grid_error(w: Tensor, bits: int, clip: float) -> float:
+    return (quantize_uniform(w, bits, -clip, clip) - w).square().mean().item()
+
+
+def check_round_ste(student: Callable[[Tensor], Tensor]) -> bool:
+    """Grade ``my_round(x)``: rounds on the way forward, and hands the gradient through unchanged on the way back.
+
+    Examples
+    --------
+    >>> check_round_ste(lambda x: x + (x.round() - x).detach())
+    my_round: correct.
+    True
+    """
+    at = torch.tensor([-1.7, -0.6, 0.2, 0.8, 1.4, 2.9])
+
+    def test() -> None:
+        x = at.clone().requires_grad_()
+        answer = expect_tensor(student(x), at, "the rounded value")
+        if torch.allclose(answer, at, atol=1e-5):
+            raise _Wrong("The values come back unrounded: what you detach must hold the rounding.")
+        expect_close(answer, at.round(), at=at, what="the rounded value")
+        if not answer.requires_grad:
+            raise _Wrong("The values are right, but the result is cut off from x: no gradient can flow back at all.")
+        upstream = torch.tensor([1.0, -2.0, 3.0, 0.5, -0.25, 4.0])
+        (gradient,) = torch.autograd.grad(answer, x, upstream, allow_unused=True)
+        if gradient is None or not bool(gradient.any()):
+            raise _Wrong(
+                "The values are right, but the gradient is 0 everywhere: that is the gradient of rounding itself."
+            )
+        if torch.allclose(gradient, torch.ones_like(at)):
+            raise _Wrong(
+                "The gradient is 1 whatever comes from above: multiply by, or return, the gradient that comes in."
+            )
+        expect_close(gradient, upstream, at=at, what="the gradient")
+
+    hint = "x + (something).detach(): the value of the sum must be x.round(), and only x carries a gradient."
+    return grade("my_round", test, hint)
