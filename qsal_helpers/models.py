@@ -11,7 +11,8 @@ from torch import Tensor, nn
 def build_model(name: str, in_channels: int = 1, num_classes: int = 10, image_size: int | None = None) -> nn.Module:
     """Return an untrained network.
 
-    Every activation is an ``nn.ReLU`` module of its own, so that `quantize` can give each its own alpha.
+    Every activation is an ``nn.ReLU`` module of its own, so that `quantize` can give each its own alpha. Only in
+    "resnet18" the two activations of a block share one module, as torchvision wrote it, and so one alpha.
 
     Parameters
     ----------
@@ -29,7 +30,8 @@ def build_model(name: str, in_channels: int = 1, num_classes: int = 10, image_si
 
     Raises
     ------
-    ValueError for an unknown name, or an image too small for the network.
+    ValueError for an unknown name, or an image too small for the network; ImportError if "resnet18" is asked for and
+    torchvision cannot be imported.
 
     Examples
     --------
@@ -37,9 +39,12 @@ def build_model(name: str, in_channels: int = 1, num_classes: int = 10, image_si
     >>> sum(p.numel() for p in model.parameters())
     61706
     """
-    if name not in _BUILDERS:
+    if not isinstance(name, str) or name not in _BUILDERS:
         raise ValueError(f"there is no model {name!r}; choose one of {', '.join(_BUILDERS)}")
-    size = image_size or (28 if in_channels == 1 else 32)
+    size = (28 if in_channels == 1 else 32) if image_size is None else image_size
+    for argument, value in (("in_channels", in_channels), ("num_classes", num_classes), ("image_size", size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{argument} must be an int of at least 1; got {value!r}")
     if size < 16:
         raise ValueError(f"images of {size} x {size} pixels are too small; these networks need at least 16 x 16")
     model = _BUILDERS[name](in_channels, num_classes, size)
@@ -169,7 +174,13 @@ def _resnet20(in_channels: int, num_classes: int, size: int) -> nn.Module:
 
 
 def _resnet18(in_channels: int, num_classes: int, size: int) -> nn.Module:
-    from torchvision.models import resnet18
+    try:
+        from torchvision.models import resnet18
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision of another torch raises RuntimeError
+        raise ImportError(
+            f"torchvision cannot be imported ({' '.join(str(error).split())}); install torch and torchvision together "
+            "from the same place, for example with `pip install --upgrade --force-reinstall torch torchvision`"
+        ) from error
 
     model = resnet18(num_classes=num_classes)
     # The usual 7x7 stride-2 stem and max-pool would leave a 32x32 image 8x8 pixels before the first block.
