@@ -515,14 +515,11 @@ def _download(name: str, folder: Path) -> None:
 def _import_torchvision_datasets() -> ModuleType:
     try:
         from torchvision import datasets
-    except (
-        ImportError,
-        RuntimeError,
-        OSError,
-    ) as error:  # "operator torchvision::nms does not exist" is a RuntimeError
+    # A torchvision built for another torch fails with a RuntimeError: "operator torchvision::nms does not exist".
+    except (ImportError, RuntimeError, OSError) as error:
         raise ImportError(
-            f"torchvision cannot be imported ({_one_line(error)}): install torch and torchvision together from the same place, "
-            f"for example with `pip install --upgrade --force-reinstall torch torchvision`."
+            f"torchvision cannot be imported ({_one_line(error)}): install torch and torchvision together, from the "
+            f"same place, for example with `pip install --upgrade --force-reinstall torch torchvision`."
         ) from error
     return datasets
 
