@@ -1,0 +1,651 @@
+"""How good a saliency map is: is it faithful to the model, focused, on the object, and does it depend on the weights?
+
+Every metric returns one number an image. No metric is the truth: deletion and insertion show the model images unlike
+any it was trained on, and a focused map may be focused on the wrong thing. So use several, and set the figures of a
+random map (`saliency_map(..., method="random")`) and of a second model, trained with another seed, beside them.
+
+A map that holds NaN or infinity gets NaN; the other maps of the batch are not disturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .saliency import device_of, evaluating, saliency_map
+
+# ---------------------------------------------------------------- faithful to the model?
+
+
+def deletion_auc(
+    model: nn.Module,
+    x: Tensor,
+    maps: Tensor,
+    target: int | Tensor | None = None,
+    steps: int = 28,
+    fill: str | float | Sequence[float] | Tensor = "black",
+    batch_size: int = 256,
+    return_curve: bool = False,
+) -> Tensor:
+    """Delete pixels, the most salient first, and return the area under the curve of the class's probability.
+
+    Petsiuk, Das and Saenko 2018 (RISE), section 4.1. The lower, the better: a faithful map names the pixels whose loss
+    hurts first. The area is the trapezoidal mean over the fraction of deleted pixels, from 0 to 1.
+
+    Parameters
+    ----------
+    model : maps ``(B, C, H, W)`` to logits; used in evaluation mode and left as it was.
+    x : normalised images, float ``(N, C, H, W)``.
+    maps : ``(N, H, W)``, largest = most salient. Of equal pixels the first in reading order goes first.
+    target : the class whose softmax probability is followed, one or ``(N,)``; ``None``: each image's predicted class.
+    steps : in how many steps of about equal size the pixels are deleted, all channels of a pixel together.
+    fill : what is left in a deleted pixel. "black": the smallest value of `x` in each channel; "blur": the image after
+        a 7 x 7 box blur (our choice; the paper blurs larger images with a Gaussian); a number, one number a channel,
+        or an image or images.
+    batch_size : how many images go through the model at once.
+    return_curve : return the probabilities themselves instead of the area.
+
+    Returns
+    -------
+    float32 ``(N,)``, or with `return_curve` ``(N, steps + 1)``; column k is after ``round(k * H * W / steps)`` pixels.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    >>> _ = model[1].weight.data.copy_(torch.tensor([[4.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    >>> x = torch.ones(1, 1, 2, 2)
+    >>> good, bad = torch.tensor([[[9.0, 0.0], [0.0, 0.0]]]), torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
+    >>> deletion_auc(model, x, good, steps=4, fill=0.0, return_curve=True)
+    tensor([[0.9820, 0.5000, 0.5000, 0.5000, 0.5000]])
+    >>> deletion_auc(model, x, good, steps=4, fill=0.0) < deletion_auc(model, x, bad, steps=4, fill=0.0)
+    tensor([True])
+    """
+    return _area(model, x, maps, target, steps, fill, batch_size, return_curve, inserting=False)
+
+
+def insertion_auc(
+    model: nn.Module,
+    x: Tensor,
+    maps: Tensor,
+    target: int | Tensor | None = None,
+    steps: int = 28,
+    fill: str | float | Sequence[float] | Tensor = "black",
+    batch_size: int = 256,
+    return_curve: bool = False,
+) -> Tensor:
+    """Insert pixels into an empty image, the most salient first; the counterpart of `deletion_auc`.
+
+    The higher, the better. `fill` is the image at the start; the last column of the curve is the image itself.
+    Parameters and results are those of `deletion_auc`.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    >>> _ = model[1].weight.data.copy_(torch.tensor([[4.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    >>> maps = torch.tensor([[[9.0, 0.0], [0.0, 0.0]]])
+    >>> insertion_auc(model, torch.ones(1, 1, 2, 2), maps, steps=4, fill=0.0, return_curve=True)
+    tensor([[0.5000, 0.9820, 0.9820, 0.9820, 0.9820]])
+    """
+    return _area(model, x, maps, target, steps, fill, batch_size, return_curve, inserting=True)
+
+
+def _area(
+    model: nn.Module,
+    x: Tensor,
+    maps: Tensor,
+    target: int | Tensor | None,
+    steps: int,
+    fill: str | float | Sequence[float] | Tensor,
+    batch_size: int,
+    return_curve: bool,
+    inserting: bool,
+) -> Tensor:
+    maps = _check_maps(maps, x)
+    _check_positive_int(steps, "steps")
+    _check_positive_int(batch_size, "batch_size")
+    pixels = maps[0].numel() if len(maps) else 1
+    deleted = torch.tensor([round(k * pixels / steps) for k in range(steps + 1)])
+    if len(x):
+        device = device_of(model, x)
+        with evaluating(model), torch.no_grad():
+            curve = _curve(
+                model, x.to(device), maps.to(device), target, deleted.to(device), fill, batch_size, inserting
+            )
+        curve = torch.where(_finite(maps)[:, None], curve.to(x.device), math.nan)
+    else:
+        curve = x.new_empty(0, steps + 1, dtype=torch.float32)
+    return curve if return_curve else torch.trapezoid(curve, (deleted / pixels).to(curve), dim=1)
+
+
+def _curve(
+    model: nn.Module,
+    x: Tensor,
+    maps: Tensor,
+    target: int | Tensor | None,
+    deleted: Tensor,
+    fill: str | float | Sequence[float] | Tensor,
+    batch_size: int,
+    inserting: bool,
+) -> Tensor:
+    number, _, height, width = x.shape
+    empty = _filling(x, fill).expand_as(x)
+    before, after = (empty, x) if inserting else (x, empty)
+    order = maps.flatten(1).nan_to_num().argsort(dim=1, descending=True, stable=True)
+    position = order.argsort(dim=1).view(number, 1, height, width)
+    # Pixels that hold the fill already change nothing: a step that touches only such pixels needs no forward pass.
+    differs = (before != after).any(1).flatten(1).gather(1, order)
+    changed = F.pad(differs.cumsum(1), (1, 0))[:, deleted]
+    new = F.pad(changed[:, 1:] != changed[:, :-1], (1, 0), value=True)
+    if target is None:
+        target = torch.cat([model(batch).argmax(1) for batch in x.split(batch_size)])
+    target = torch.as_tensor(target, device=x.device).long().expand(number)
+    found = []
+    for rows in new.flatten().nonzero()[:, 0].split(batch_size):
+        image, k = rows // len(deleted), rows % len(deleted)
+        replaced = position[image] < deleted[k].view(-1, 1, 1, 1)
+        perturbed = torch.where(replaced, after[image], before[image])
+        logits = model(perturbed.contiguous(memory_format=torch.channels_last))
+        found.append(logits.softmax(1).gather(1, target[image][:, None])[:, 0])
+    return torch.cat(found)[new.flatten().cumsum(0) - 1].view(number, len(deleted)).float()
+
+
+def _filling(x: Tensor, fill: str | float | Sequence[float] | Tensor) -> Tensor:
+    if isinstance(fill, str):
+        if fill == "black":
+            return x.amin((0, 2, 3), keepdim=True)
+        if fill == "blur":
+            return F.avg_pool2d(x, 7, stride=1, padding=3, count_include_pad=False)
+        raise ValueError(f"fill must be 'black', 'blur', a number, one number a channel, or images; got {fill!r}")
+    values = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
+    values = values.view(-1, 1, 1) if values.dim() == 1 else values
+    try:
+        values.expand_as(x)
+    except RuntimeError:
+        raise ValueError(f"fill of shape {tuple(values.shape)} does not fit images {tuple(x.shape)}") from None
+    return values
+
+
+def infidelity(
+    model: nn.Module,
+    x: Tensor,
+    maps: Tensor,
+    target: int | Tensor | None = None,
+    noise: float = 0.2,
+    samples: int = 16,
+    normalize: bool = False,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Tensor:
+    """Return how badly a map predicts what a small change of the image does to the logit.
+
+    Yeh et al. 2019, definition 2.1, through Captum: the mean of ``(I . map - (f(x) - f(x - I)))**2`` over random
+    changes I, here Gaussian and equal in all channels. The lower, the better; 0 for the gradient of a linear model.
+
+    Parameters
+    ----------
+    maps : ``(N, H, W)``, **signed**: made with ``absolute=False``.
+    target : as in `deletion_auc`; f is its logit.
+    noise : standard deviation of I, in units of the normalised `x`.
+    samples : how many changes are drawn for each image.
+    normalize : rescale each map by the factor that suits it best first, so that only its pattern counts.
+
+    Returns
+    -------
+    float32 ``(N,)``, in squared logits.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> x = torch.rand(3, 1, 2, 2)
+    >>> maps = saliency_map(model, x, method="gradient", absolute=False)
+    >>> bool((infidelity(model, x, maps) < 1e-10).all())
+    True
+    """
+    from captum.metrics import infidelity as captum_infidelity
+
+    maps = _check_maps(maps, x)
+    _check_positive_int(samples, "samples")
+    _check_positive_int(batch_size, "batch_size")
+    device = device_of(model, x)
+
+    def perturb(batch: Tensor) -> tuple[Tensor, Tensor]:
+        change = noise * torch.randn_like(batch[:, :1]).expand_as(batch)
+        return change, batch - change
+
+    found = []
+    with evaluating(model), torch.no_grad(), _seeded(seed, device):
+        for start in range(0, len(x), batch_size):
+            here = slice(start, start + batch_size)
+            batch = x[here].to(device)
+            classes = _classes(model, batch, target, here)
+            # The change is the same in all channels, so only the sum of a pixel's channels matters.
+            attributions = (maps[here].to(batch) / x.shape[1]).unsqueeze(1).expand_as(batch)
+            found.append(
+                captum_infidelity(
+                    model,
+                    perturb,
+                    batch,
+                    attributions,
+                    target=classes,
+                    n_perturb_samples=samples,
+                    max_examples_per_batch=min(max(batch_size, len(batch)), samples * len(batch)),
+                    normalize=normalize,
+                )
+            )
+    result = torch.cat(found).float().to(x.device) if found else x.new_empty(0, dtype=torch.float32)
+    return torch.where(_finite(maps), result, math.nan)
+
+
+# ---------------------------------------------------------------- focused?
+
+
+def gini(maps: Tensor) -> Tensor:
+    """Return the Gini index of each map's magnitudes: how unequally they are spread over the pixels.
+
+    Hurley and Rickard 2009, table 1. 0: all pixels equal; ``1 - 1 / (H * W)``: one pixel has it all. Negative values
+    count by their magnitude. A map of zeros gets 0.
+
+    Parameters
+    ----------
+    maps : ``(N, H, W)``.
+
+    Returns
+    -------
+    float32 ``(N,)``.
+
+    Examples
+    --------
+    >>> gini(torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 5.0]]]))
+    tensor([0.0000, 0.7500])
+    """
+    shares = _shares(maps).sort(1).values
+    n = shares.shape[1]
+    weights = (2 * torch.arange(1, n + 1, dtype=shares.dtype, device=shares.device) - n - 1) / n
+    return (shares @ weights).float()
+
+
+def entropy(maps: Tensor) -> Tensor:
+    """Return the Shannon entropy of each map's magnitudes, as shares of their sum, in nats.
+
+    0: one pixel has it all; ``log(H * W)``: all pixels equal. A map of zeros counts as one with all pixels equal.
+
+    Parameters
+    ----------
+    maps : ``(N, H, W)``.
+
+    Returns
+    -------
+    float32 ``(N,)``.
+
+    Examples
+    --------
+    >>> entropy(torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 5.0]]]))
+    tensor([1.3863, 0.0000])
+    """
+    shares = _shares(maps)
+    return -torch.xlogy(shares, shares).sum(1).float() + 0.0
+
+
+# ---------------------------------------------------------------- on the object?
+
+
+def object_mask(images: Tensor, threshold: int = 0) -> Tensor:
+    """Return which pixels belong to the object, on images whose background is black (MNIST, FashionMNIST).
+
+    Parameters
+    ----------
+    images : raw, uint8 ``(N, C, H, W)``.
+    threshold : a pixel is the object's if any channel is above it.
+
+    Returns
+    -------
+    bool ``(N, H, W)``.
+
+    Examples
+    --------
+    >>> object_mask(torch.tensor([[[[0, 200], [7, 0]]]], dtype=torch.uint8)).int().tolist()
+    [[[0, 1], [1, 0]]]
+    """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
+        kind = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"object_mask takes raw images, uint8 (N, C, H, W), not normalised ones; got {kind}")
+    return (images > threshold).any(1)
+
+
+def foreground_mass(maps: Tensor, mask: Tensor) -> Tensor:
+    """Return the share of each map's magnitude that lies on the object, 0 to 1.
+
+    A map of zeros counts as one with all pixels equal, so it gets the object's share of the area: chance level.
+
+    Parameters
+    ----------
+    maps : ``(N, H, W)``.
+    mask : bool ``(N, H, W)``, from `object_mask`.
+
+    Returns
+    -------
+    float32 ``(N,)``.
+
+    Examples
+    --------
+    >>> mask = torch.tensor([[[True, False], [False, False]]])
+    >>> foreground_mass(torch.tensor([[[3.0, -1.0], [0.0, 0.0]]]), mask)
+    tensor([0.7500])
+    """
+    _check_mask(mask, maps)
+    return (_shares(maps) * mask.flatten(1)).sum(1).float()
+
+
+def pointing_game(maps: Tensor, mask: Tensor) -> Tensor:
+    """Return 1 where a map's largest value lies on the object, else 0.
+
+    Zhang et al. 2018 (excitation backprop), section 4.1, without a margin: these images are small. If several pixels
+    share the largest value, it is the fraction of them on the object, so a constant map gets chance level.
+
+    Parameters
+    ----------
+    maps : ``(N, H, W)``.
+    mask : bool ``(N, H, W)``, from `object_mask`.
+
+    Returns
+    -------
+    float32 ``(N,)``; its mean is the usual figure.
+
+    Examples
+    --------
+    >>> mask = torch.tensor([[[True, False], [False, False]]])
+    >>> pointing_game(torch.tensor([[[3.0, 1.0], [0.0, 0.0]]]), mask)
+    tensor([1.])
+    """
+    _check_mask(mask, maps)
+    values = _check_maps(maps).flatten(1)
+    largest = values == values.amax(1, keepdim=True)
+    hits = (largest & mask.flatten(1)).sum(1) / largest.sum(1)
+    return torch.where(_finite(maps), hits, math.nan).float()
+
+
+# ---------------------------------------------------------------- do two maps agree?
+
+
+def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """Return Spearman's rank correlation of each pair of maps, -1 to 1.
+
+    Equal values share the mean of their ranks. NaN if one of the two maps is constant: it ranks nothing.
+
+    Parameters
+    ----------
+    maps, others : ``(N, H, W)``, for instance of two models.
+
+    Returns
+    -------
+    float32 ``(N,)``.
+
+    Examples
+    --------
+    >>> maps = torch.tensor([[[1.0, 2.0], [3.0, 9.0]]])
+    >>> rank_correlation(maps, -maps.exp())
+    tensor([-1.])
+    """
+    _check_pair(maps, others)
+    first, second = (_ranks(m.flatten(1)) for m in (maps, others))
+    covariance = (first * second).sum(1)
+    norm = first.square().sum(1).sqrt() * second.square().sum(1).sqrt()
+    both = _finite(maps) & _finite(others)
+    return torch.where(both, covariance / norm, math.nan).float()
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Return each value's rank in its row, from 0, equal values sharing the mean; minus the mean rank."""
+    ordered, values = values.nan_to_num().sort(1).values, values.nan_to_num().contiguous()
+    below, up_to = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+    return (below + up_to - 1).double() / 2 - (values.shape[1] - 1) / 2
+
+
+def top_k_overlap(maps: Tensor, others: Tensor, fraction: float = 0.1) -> Tensor:
+    """Return which part of the most salient pixels of one map are among the most salient of the other, 0 to 1.
+
+    Chance level is `fraction`. Of equal pixels the first in reading order counts as more salient.
+
+    Parameters
+    ----------
+    maps, others : ``(N, H, W)``.
+    fraction : how much of the image is looked at, above 0 and at most 1; at least one pixel.
+
+    Returns
+    -------
+    float32 ``(N,)``.
+
+    Examples
+    --------
+    >>> maps, others = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[[1.0, 3.0], [2.0, 4.0]]])
+    >>> top_k_overlap(maps, others, fraction=0.5)
+    tensor([0.5000])
+    """
+    _check_pair(maps, others)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1; got {fraction!r}")
+    k = max(1, round(fraction * maps[0].numel())) if len(maps) else 1
+    shared = (_top(maps, k) & _top(others, k)).sum(1) / k
+    return torch.where(_finite(maps) & _finite(others), shared, math.nan).float()
+
+
+def _top(maps: Tensor, k: int) -> Tensor:
+    values = maps.flatten(1).nan_to_num()
+    chosen = values.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, chosen, True)
+
+
+def ssim(maps: Tensor, others: Tensor, data_range: float | None = None) -> Tensor:
+    """Return the structural similarity of each pair of maps, -1 to 1; 1 only for equal ones.
+
+    Wang et al. 2004, with their 11 x 11 Gaussian window (sigma 1.5), K1 = 0.01 and K2 = 0.03, without padding.
+
+    Parameters
+    ----------
+    maps, others : ``(N, H, W)``, H and W at least 11.
+    data_range : the distance from the smallest to the largest possible value. ``None``: each map is first stretched to
+        0 ... 1 by itself, because the maps of two models have no common unit; a constant map becomes zeros.
+
+    Returns
+    -------
+    float32 ``(N,)``.
+
+    Examples
+    --------
+    >>> maps = torch.rand(1, 28, 28)
+    >>> ssim(maps, 5 * maps)
+    tensor([1.])
+    """
+    _check_pair(maps, others)
+    if min(maps.shape[1:]) < 11:
+        raise ValueError(f"ssim needs maps of at least 11 x 11 pixels; got {tuple(maps.shape[1:])}")
+    a, b = maps.double().unsqueeze(1), others.double().unsqueeze(1)
+    if data_range is None:
+        a, b, data_range = _stretched(a), _stretched(b), 1.0
+    window = torch.exp(-torch.arange(-5, 6, dtype=torch.float64, device=a.device).square() / (2 * 1.5**2))
+    window = window / window.sum()
+    blur = lambda m: F.conv2d(F.conv2d(m, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
+    mean_a, mean_b = blur(a), blur(b)
+    variance_a, variance_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))
+    result = similarity.mean((1, 2, 3))
+    return torch.where(_finite(maps) & _finite(others), result, math.nan).float()
+
+
+def _stretched(maps: Tensor) -> Tensor:
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (maps - low) / (high - low), 0)
+
+
+# ---------------------------------------------------------------- does a map depend on the weights, and on noise?
+
+
+def randomisation_check(
+    model: nn.Module,
+    x: Tensor,
+    target: int | Tensor | None = None,
+    method: str = "gradient",
+    seed: int = 0,
+    return_curve: bool = False,
+    **options: Any,
+) -> Tensor | tuple[Tensor, list[str]]:
+    """Replace the trained weights by random ones and return the rank correlation of the maps before and after.
+
+    Adebayo et al. 2018, sections 3.1 and 3.2. Near 0: the map depends on what the model has learned. Near 1: it would
+    look the same for an untrained model, so it cannot explain the trained one.
+
+    Parameters
+    ----------
+    target : the class that is explained before and after; ``None``: the class that the trained model predicts.
+    method, **options : of `saliency_map`.
+    seed : of the random weights.
+    return_curve : randomise in a cascade, layer by layer from the output down, instead of all at once. Batch-norm is
+        reset with the layer before it. PACT's alphas stay.
+
+    Returns
+    -------
+    float32 ``(N,)``, or with `return_curve` a pair: ``(N, layers)``, whose last column has all layers random, and
+    the names of the layers in the order of randomisation.
+
+    Examples
+    --------
+    >>> from qsal_helpers import build_model
+    >>> curve, layers = randomisation_check(build_model("lenet5"), torch.rand(2, 1, 28, 28), return_curve=True)
+    >>> curve.shape, layers
+    (torch.Size([2, 5]), ['fc3', 'fc2', 'fc1', 'conv2', 'conv1'])
+    """
+    if target is None:
+        device = device_of(model, x)
+        batch_size = options.get("batch_size", 64)
+        with evaluating(model), torch.no_grad():
+            target = torch.cat([model(batch.to(device)).argmax(1).to(x.device) for batch in x.split(batch_size)])
+    before = saliency_map(model, x, target, method, **options)
+    randomised = copy.deepcopy(model)
+    resettable = [(n, m) for n, m in randomised.named_modules() if hasattr(m, "reset_parameters")]
+    layers = [n for n, m in resettable if getattr(m, "weight", None) is not None and m.weight.dim() > 1]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no layer whose weights could be randomised")
+    columns = []
+    with _seeded(seed, device_of(model, x)):
+        for name, module in reversed(resettable):
+            module.reset_parameters()
+            if name in layers and (return_curve or name == layers[0]):
+                columns.append(rank_correlation(before, saliency_map(randomised, x, target, method, **options)))
+    return (torch.stack(columns, 1), layers[::-1]) if return_curve else columns[-1]
+
+
+def sensitivity_max(
+    model: nn.Module,
+    x: Tensor,
+    target: int | Tensor | None = None,
+    method: str = "gradient",
+    radius: float = 0.02,
+    samples: int = 10,
+    seed: int = 0,
+    **options: Any,
+) -> Tensor:
+    """Return the largest relative change of a map under small random changes of the image.
+
+    Yeh et al. 2019, definition 2.3, through Captum: the maximum of ``|map(x + d) - map(x)| / |map(x)|`` over uniform
+    d in [-radius, radius]. The lower, the steadier; 0 for the gradient of a linear model. A steady map need not
+    be right: a constant one is the steadiest.
+
+    Parameters
+    ----------
+    target : the class that is explained, also in the changed images; ``None``: the predicted class of `x`.
+    method, **options : of `saliency_map`.
+    radius : in units of the normalised `x`.
+    samples : how many changes are drawn for each image.
+
+    Returns
+    -------
+    float32 ``(N,)``.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> sensitivity_max(model, torch.rand(3, 1, 2, 2))
+    tensor([0., 0., 0.])
+    """
+    from captum.metrics import sensitivity_max as captum_sensitivity_max
+
+    _check_positive_int(samples, "samples")
+    device = device_of(model, x)
+    batch_size = options.get("batch_size", 64)
+    found = []
+    with _seeded(seed, device):
+        for start in range(0, len(x), batch_size):
+            here = slice(start, start + batch_size)
+            batch = x[here].to(device)
+            with evaluating(model), torch.no_grad():
+                classes = _classes(model, batch, target, here)
+            explain = lambda images, target: saliency_map(model, images[0], target, method, **options)
+            found.append(
+                captum_sensitivity_max(explain, batch, perturb_radius=radius, n_perturb_samples=samples, target=classes)
+            )
+    return torch.cat(found).float().to(x.device) if found else x.new_empty(0, dtype=torch.float32)
+
+
+# ---------------------------------------------------------------- the small parts
+
+
+def _classes(model: nn.Module, batch: Tensor, target: int | Tensor | None, here: slice) -> Tensor:
+    if target is None:
+        return model(batch).argmax(1)
+    target = torch.as_tensor(target, device=batch.device).long()
+    return (target[here] if target.dim() else target).expand(len(batch))
+
+
+def _shares(maps: Tensor) -> Tensor:
+    """Return each pixel's share of its map's total magnitude, float64 ``(N, H * W)``; equal shares if that is 0."""
+    magnitudes = _check_maps(maps).flatten(1).double().abs()
+    total = magnitudes.sum(1, keepdim=True)
+    shares = torch.where(total > 0, magnitudes / total, 1 / max(1, magnitudes.shape[1]))
+    return torch.where(_finite(maps)[:, None], shares, math.nan)
+
+
+def _finite(maps: Tensor) -> Tensor:
+    return maps.isfinite().flatten(1).all(1)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Fix torch's random numbers for a while; the caller's go on afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _check_maps(maps: Tensor, x: Tensor | None = None) -> Tensor:
+    if not isinstance(maps, Tensor) or not maps.is_floating_point() or maps.dim() != 3:
+        kind = f"{maps.dtype} {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
+        raise ValueError(f"maps must be floating point of shape (N, H, W); got {kind}")
+    if x is not None and (x.dim() != 4 or (len(x), *x.shape[2:]) != tuple(maps.shape)):
+        raise ValueError(f"maps (N, H, W) and images (N, C, H, W) must fit; got {tuple(maps.shape)}, {tuple(x.shape)}")
+    return maps
+
+
+def _check_pair(maps: Tensor, others: Tensor) -> None:
+    if _check_maps(maps).shape != _check_maps(others).shape:
+        raise ValueError(f"the maps must have one shape; got {tuple(maps.shape)} and {tuple(others.shape)}")
+
+
+def _check_mask(mask: Tensor, maps: Tensor) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != _check_maps(maps).shape:
+        kind = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"mask must be bool of the maps' shape {tuple(maps.shape)}, as object_mask gives; got {kind}")
+
+
+def _check_positive_int(number: int, name: str) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1; got {number!r}")
