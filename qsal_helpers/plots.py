@@ -390,16 +390,29 @@ def plot_clipping(
     figure, axes = new_figure(1, 2)
     draw_weights(axes[0, 0], w, np.linspace(-clip, clip, 2**bits))
     axes[0, 0].set_title(f"{2**bits} levels up to ±{clip:.2f}")
-    ax, total = axes[0, 1], np.add(rounding, clipping)
+    draw_errors(axes[0, 1], clips, rounding, clipping, clip)
+    axes[0, 1].set_title(f"Error at {bits} bits")
+    return figure
+
+
+def draw_errors(ax: Any, clips: np.ndarray, rounding: np.ndarray, clipping: np.ndarray, clip: float) -> None:
+    """Draw the mean squared errors of rounding and clipping over the clip, a star at the least sum, a line at `clip`.
+
+    Examples
+    --------
+    >>> figure, axes = new_figure()
+    >>> clips = np.array([0.5, 1.0])
+    >>> draw_errors(axes[0, 0], clips, clips**2 / 27, np.array([0.04, 0.0]), clip=0.5)
+    """
+    total = np.add(rounding, clipping)
     ax.plot(clips, rounding, "--", color=COLOURS["data"], linewidth=2, label="rounding")
     ax.plot(clips, clipping, ":", color=COLOURS["accent"], linewidth=2, label="clipping")
     ax.plot(clips, total, color="black", linewidth=2, label="both")
     best = int(np.argmin(total))
     ax.plot(clips[best], total[best], "*", color="black", markersize=14, label=f"best clip {clips[best]:.2f}")
     ax.axvline(clip, color=COLOURS["w2a2"], linewidth=1.5)
-    ax.set(title=f"Error at {bits} bits", xlabel="clip", ylabel="mean squared error", ylim=(0, 4 * total[best]))
+    ax.set(xlabel="clip", ylabel="mean squared error", ylim=(0, 4 * total[best]))
     ax.legend()
-    return figure
 
 
 def draw_weights(ax: Any, w: np.ndarray, levels: np.ndarray) -> None:
@@ -557,4 +570,165 @@ def plot_paths(paths: dict[str, np.ndarray], levels: np.ndarray, target: float) 
         ax.set(title=title, xlabel="training step")
     axes[0, 0].set_ylabel("value")
     axes[0, -1].legend(loc="center right", frameon=True)
+    return figure
+
+
+# ---------------------------------------------------------------- lesson 02
+
+
+def draw_activations(ax: Any, x: np.ndarray, bits: int, alpha: float) -> None:
+    """Draw a histogram of positive activations on a logarithmic scale, with the levels from 0 to `alpha`.
+
+    Examples
+    --------
+    >>> figure, axes = new_figure()
+    >>> draw_activations(axes[0, 0], np.linspace(0, 5, 99), bits=2, alpha=2.0)
+    """
+    x = np.ravel(x)
+    ax.hist(x[x > 0], bins=60, color=COLOURS["data"])
+    ax.axvspan(alpha, max(x.max(), alpha), color=COLOURS["accent"], alpha=0.2, linewidth=0, label="clipped")
+    draw_levels(ax, np.linspace(0, alpha, 2**bits))
+    ax.grid(False)
+    ax.set(xlabel="activation", ylabel="how many", yscale="log")
+    ax.legend(loc="upper right", frameon=True)
+
+
+def plot_grids(x: np.ndarray, bits: int, alphas: dict[str, float]) -> Picture:
+    """Return the same activations under several clips, side by side.
+
+    Parameters
+    ----------
+    alphas : a title -> where the levels end.
+
+    Examples
+    --------
+    >>> figure = plot_grids(np.linspace(0, 5, 99), 2, {"all": 5.0, "clipped": 2.0})
+    """
+    figure, axes = new_figure(1, len(alphas), sharey=True)
+    for ax, (title, alpha) in zip(axes[0], alphas.items(), strict=True):
+        draw_activations(ax, x, bits, alpha)
+        ax.set_title(f"{title}: {2**bits} levels up to {alpha:.2f}")
+        ax.label_outer()
+    return figure
+
+
+def plot_slopes(alpha: float, nudge: float) -> Picture:
+    """Return the clip before and after alpha is nudged, and its two slopes, by x and by alpha.
+
+    Examples
+    --------
+    >>> figure = plot_slopes(alpha=2.0, nudge=0.3)
+    """
+    figure, axes = new_figure(1, 3)
+    x = np.linspace(-1, 2 * alpha, 601)
+    values, by_x, by_alpha = axes[0]
+    values.plot(x, x.clip(0, alpha + nudge), "--", color=COLOURS["accent"], label=f"alpha = {alpha + nudge:g}")
+    values.plot(x, x.clip(0, alpha), color=COLOURS["plain"], label=f"alpha = {alpha:g}")
+    values.set(title="The clip", ylabel="y")
+    by_x.plot(x, (x > 0) & (x < alpha), color=COLOURS["plain"])
+    by_x.set(title="Slope by x", ylabel="dy/dx")
+    by_alpha.plot(x, x >= alpha, color=COLOURS["accent"])
+    by_alpha.set(title="Slope by alpha", ylabel="dy/d alpha")
+    for ax in axes[0]:
+        ax.axvline(alpha, color=COLOURS["random"], linewidth=1, linestyle=":")
+        ax.set_xlabel("x")
+    values.legend(loc="lower right", fontsize=11)
+    return figure
+
+
+def plot_pact(
+    x: np.ndarray, bits: int, alpha: float, alphas: np.ndarray, rounding: np.ndarray, clipping: np.ndarray
+) -> Picture:
+    """Return the PACT function, a layer's activations with its levels, and the errors at every alpha that was tried.
+
+    Parameters
+    ----------
+    x : activations, ``(N,)``.
+    bits, alpha : the function that is drawn.
+    alphas, rounding, clipping : ``(M,)``; the mean squared errors of rounding and of clipping at each alpha.
+
+    Examples
+    --------
+    >>> alphas = np.array([1.0, 2.0])
+    >>> figure = plot_pact(np.linspace(0, 5, 99), 2, 1.5, alphas, alphas**2 / 108, np.array([0.5, 0.1]))
+    """
+    figure, axes = new_figure(1, 3, width=11, height=3.6)
+    function, counts, errors = axes[0]
+    top = float(alphas[-1])
+    line = np.linspace(-0.1 * top, top, 801)
+    step = alpha / (2**bits - 1)
+    function.plot(line, line.clip(0), "--", color=COLOURS["random"], linewidth=1.5, label="ReLU")
+    function.plot(line, np.round(line.clip(0, alpha) / step) * step, color=COLOURS["w2a2"], label="PACT")
+    function.set(title=f"PACT, {bits} bits, alpha {alpha:.2f}", xlabel="input x", ylabel="output", ylim=(None, top))
+    function.legend(loc="upper left")
+    draw_activations(counts, x, bits, alpha)
+    counts.set(title=f"{np.mean(x > alpha):.1%} clipped", xlim=(0, None))
+    draw_errors(errors, alphas, rounding, clipping, alpha)
+    errors.set(title=f"Error at {bits} bits", xlabel="alpha")
+    return figure
+
+
+def plot_points(
+    values: dict[str, Sequence[float]], title: str, ylabel: str = "test accuracy (%)", reference: float | None = None
+) -> Picture:
+    """Return a column for each entry: one point a seed, a bar at their mean, and a dashed line at `reference`.
+
+    Examples
+    --------
+    >>> figure = plot_points({"fp32": [90.0, 89.4], "w2a2": [88.0, 88.5]}, "Two seeds", reference=90.0)
+    """
+    figure, axes = new_figure()
+    ax = axes[0, 0]
+    for i, (name, points) in enumerate(values.items()):
+        mean = float(np.mean(points))
+        ax.plot([i] * len(points), points, "o", color=COLOURS.get(name, COLOURS["plain"]), alpha=0.7, markersize=8)
+        ax.plot([i - 0.2, i + 0.2], [mean, mean], color="black", linewidth=2)
+        ax.text(i + 0.25, mean, f"{mean:.1f}", va="center")
+    if reference is not None:
+        ax.axhline(reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.2, label="float network, mean")
+        ax.legend(loc="lower left", frameon=True)
+    ax.margins(y=0.15)
+    ax.grid(False, axis="x")
+    ax.set(title=f"{title} (points: seeds, bar: mean)", ylabel=ylabel, xlim=(-0.5, len(values) - 0.3))
+    ax.set_xticks(range(len(values)), list(values))
+    return figure
+
+
+def plot_alphas(paths: dict[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str) -> Picture:
+    """Return the paths of alphas while they learn.
+
+    Parameters
+    ----------
+    paths : a name -> (times, alphas).
+
+    Examples
+    --------
+    >>> figure = plot_alphas({"relu1": ([0, 50], [2.0, 1.9])}, "Alphas", "training step")
+    """
+    figure, axes = new_figure()
+    ax = axes[0, 0]
+    for i, (name, (times, alphas)) in enumerate(paths.items()):
+        colour = matplotlib.colormaps["viridis"](0.9 * i / max(1, len(paths) - 1))
+        ax.plot(times, alphas, "osD^v"[i % 5] + "-", markersize=4, color=colour, label=name)
+    ax.set(title=title, xlabel=xlabel, ylabel="alpha", ylim=(0, None))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plot_weight_grids(grids: dict[str, tuple[np.ndarray, np.ndarray]]) -> Picture:
+    """Return histograms of weights with the levels that each weight quantizer puts on them.
+
+    Parameters
+    ----------
+    grids : a title -> (the values that are rounded, the values after rounding), each of any shape.
+
+    Examples
+    --------
+    >>> w = np.linspace(-1, 1, 99)
+    >>> figure = plot_weight_grids({"rounded": (w, w.round()), "halves": (w, np.round(2 * w) / 2)})
+    """
+    figure, axes = new_figure(1, len(grids))
+    for ax, (title, (w, quantized)) in zip(axes[0], grids.items(), strict=True):
+        draw_weights(ax, w, quantized)
+        ax.set_title(title)
     return figure

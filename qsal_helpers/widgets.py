@@ -12,7 +12,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
-from .plots import Picture, plot_bits, plot_clipping, plot_prediction
+from .plots import Picture, plot_bits, plot_clipping, plot_pact, plot_prediction
 
 # Every panel of this process, so that a test can move all the sliders that a lesson shows.
 PANELS: list[ipywidgets.VBox] = []
@@ -180,3 +180,33 @@ def bits_panel(w: np.ndarray, quantized: Mapping[int, np.ndarray], accuracies: M
         return plot_bits(w, quantized[bits], bits, dict(accuracies))
 
     return panel(draw, {"bits": slider("bits", max(quantized), min(quantized), max(quantized))})
+
+
+# ---------------------------------------------------------------- lesson 02
+
+
+def pact_panel(
+    x: np.ndarray, alphas: np.ndarray, errors: Mapping[int, tuple[np.ndarray, np.ndarray]]
+) -> ipywidgets.VBox:
+    """Return sliders for bits and alpha above the PACT function, a layer's activations and the errors.
+
+    Parameters
+    ----------
+    x : activations, any shape.
+    alphas : ``(M,)``, evenly spaced.
+    errors : bits -> (rounding, clipping), each ``(M,)``.
+
+    Examples
+    --------
+    >>> alphas = np.array([1.0, 2.0])
+    >>> box = pact_panel(np.linspace(0, 5, 99), alphas, {2: (alphas**2 / 108, np.array([0.5, 0.1]))})
+    """
+
+    def draw(bits: int, alpha: float) -> Picture:
+        return plot_pact(x, bits, alpha, alphas, *errors[bits])
+
+    controls = {
+        "bits": slider("bits", min(errors), min(errors), max(errors)),
+        "alpha": slider("alpha", float(alphas[-1]), float(alphas[0]), float(alphas[-1])),
+    }
+    return panel(draw, controls, help="Bring the red line to the star, then change the bits.")
