@@ -348,3 +348,114 @@ def check_round_ste(student: Callable[[Tensor], Tensor]) -> bool:
 
     hint = "x + (something).detach(): the value of the sum must be x.round(), and only x carries a gradient."
     return grade("my_round", test, hint)
+
+
+# ---------------------------------------------------------------- lesson 02
+
+
+def check_pact(student: Callable[[Tensor, float, int], Tensor]) -> bool:
+    """Grade ``my_pact(x, alpha, bits)``: the values of PACT, without gradients.
+
+    Examples
+    --------
+    >>> check_pact(lambda x, alpha, bits: quantize_uniform(x, bits, 0.0, alpha))
+    my_pact: correct.
+    True
+    """
+    x = torch.linspace(-1.35, 4.45, 59)
+
+    def test() -> None:
+        for alpha, bits in ((3.0, 2), (1.5, 2), (2.5, 4)):
+            wanted = quantize_uniform(x, bits, 0.0, alpha)
+            answer = expect_tensor(student(x.clone(), alpha, bits), wanted, "the activation").detach().float()
+            if torch.allclose(answer, wanted, atol=1e-5):
+                continue
+            case = f"With alpha={alpha:g}, bits={bits}:"
+            if bool((answer < -1e-4).any()):
+                raise _Wrong(f"{case} some activations are below 0: negative inputs must become 0.")
+            if bool((answer[x > alpha + 0.5] > alpha + 1e-4).any()) and not bool((answer % 1).any()):
+                raise _Wrong(f"{case} you return the number of the level, 0, 1, 2, ...; multiply by the step.")
+            if bool((answer > alpha + 1e-4).any()):
+                raise _Wrong(f"{case} some activations are above alpha: clip at alpha, not only at 0.")
+            if torch.allclose(answer, x.clamp(0, alpha), atol=1e-5):
+                raise _Wrong(f"{case} the activations are clipped, but not rounded.")
+            _name_the_fault_of_a_grid(case, x, answer, bits, 0.0, alpha)
+            expect_close(answer, wanted, at=x, what="the activation")
+
+    hint = "clip x to [0, alpha]; the step is alpha / (2**bits - 1); divide by it, round, multiply by it."
+    return grade("my_pact", test, hint)
+
+
+def check_alpha_gradient(student: Callable[[Tensor, float, Tensor], Tensor]) -> bool:
+    """Grade ``alpha_gradient(x, alpha, grad)``: the slope of the loss by alpha, one number.
+
+    Examples
+    --------
+    >>> check_alpha_gradient(lambda x, alpha, grad: grad[x >= alpha].sum())
+    alpha_gradient: correct.
+    True
+    """
+    x = torch.tensor([[-1.0, 0.3, 1.2, 2.0], [2.0, 2.1, 5.0, 0.0]])
+    grad = torch.tensor([[0.5, -4.0, 8.0, 0.25], [0.5, -1.0, 3.0, 16.0]])
+
+    def test() -> None:
+        for alpha in (2.0, 1.0, 9.0):
+            clipped = x >= alpha
+            wanted = grad[clipped].sum().item()
+            answer = student(x.clone(), alpha, grad.clone())
+            case = f"With alpha={alpha:g}, x={x.flatten().tolist()} and grad={grad.flatten().tolist()}:"
+            if isinstance(answer, Tensor) and answer.shape == x.shape:
+                raise _Wrong(f"{case} you return one slope an input; there is one alpha, so add them up.")
+            number = expect_number(answer, "The gradient of alpha")
+            if abs(number - wanted) < 1e-5:
+                continue
+            says = f"{case} your function returns {number:g}, should be {wanted:g}."
+            others = {
+                clipped.sum().item(): "You counted the clipped inputs; add up what `grad` holds at them.",
+                grad[x > alpha].sum().item(): "An input that equals alpha is missing: it counts as clipped.",
+                grad[~clipped].sum().item(): "You added over the inputs below alpha; those do not feel alpha.",
+                grad[(x > 0) & (x < alpha)].sum().item(): "That is where the slope by x is 1; alpha is felt elsewhere.",
+                grad.sum().item(): "You added over all inputs; only the clipped ones feel alpha.",
+                -wanted: "The sign is wrong: raising alpha raises a clipped output.",
+                (grad * clipped).mean().item(): "That is the mean; the contributions add up.",
+            }
+            for other, reason in others.items():
+                if abs(number - other) < 1e-5:
+                    raise _Wrong(f"{says} {reason}")
+            raise _Wrong(says)
+
+    hint = "which inputs have x >= alpha? Add up grad there."
+    return grade("alpha_gradient", test, hint)
+
+
+def check_steps_to_shrink(student: Callable[[float, float, float, float], float]) -> bool:
+    """Grade ``steps_to_shrink(start, end, lr, weight_decay)`` for SGD with momentum 0.9.
+
+    Examples
+    --------
+    >>> check_steps_to_shrink(lambda start, end, lr, decay: math.log(start / end) / (10 * lr * decay))
+    steps_to_shrink: correct.
+    True
+    """
+
+    def test() -> None:
+        for start, end, lr, decay in ((10.0, 2.0, 0.05, 5e-4), (8.0, 1.0, 0.1, 2e-4), (4.0, 3.0, 0.02, 1e-3)):
+            wanted = math.log(start / end) / (10 * lr * decay)
+            answer = expect_number(student(start, end, lr, decay), "The number of steps")
+            if abs(answer - wanted) <= max(1.0, 0.01 * wanted):
+                continue
+            says = (
+                f"From {start:g} to {end:g} with lr={lr:g} and decay={decay:g} your function says {answer:.4g} steps."
+            )
+            if abs(answer - 10 * wanted) <= 0.1 * wanted:
+                raise _Wrong(f"{says} That is ten times too many: momentum 0.9 makes every step ten times as long.")
+            if abs(answer - (start - end) / (10 * lr * decay)) <= 0.01 * answer:
+                raise _Wrong(f"{says} You let alpha lose the same amount each step; it loses the same fraction.")
+            if abs(answer - (start - end) / (10 * lr * decay * start)) <= 0.01 * answer:
+                raise _Wrong(f"{says} You kept the first step's loss; as alpha shrinks, it loses less and less.")
+            if abs(answer + wanted) <= 0.01 * wanted:
+                raise _Wrong(f"{says} A number of steps is positive: turn the fraction in the logarithm over.")
+            raise _Wrong(f"{says} It takes about {wanted:.0f}.")
+
+    hint = "after n steps alpha = start * (1 - 10 * lr * decay) ** n, about start * exp(-10 * lr * decay * n); solve for n."
+    return grade("steps_to_shrink", test, hint)
