@@ -395,15 +395,15 @@ def check_alpha_gradient(student: Callable[[Tensor, float, Tensor], Tensor]) -> 
     alpha_gradient: correct.
     True
     """
-    x = torch.tensor([[-1.0, 0.3, 1.2, 2.0], [2.0, 2.1, 5.0, 0.0]])
-    grad = torch.tensor([[0.5, -4.0, 8.0, 0.25], [0.5, -1.0, 3.0, 16.0]])
+    x = torch.tensor([[-1.0, 0.25, 1.5, 2.0], [2.0, 2.5, 5.0, 0.0]])
+    grad = torch.tensor([[0.5, -4.0, 7.25, 0.25], [0.5, -1.25, 3.5, 16.0]])
 
     def test() -> None:
         for alpha in (2.0, 1.0, 9.0):
             clipped = x >= alpha
             wanted = grad[clipped].sum().item()
             answer = student(x.clone(), alpha, grad.clone())
-            case = f"With alpha={alpha:g}, x={x.flatten().tolist()} and grad={grad.flatten().tolist()}:"
+            case = f"With alpha={alpha:g}, x={x.tolist()} and grad={grad.tolist()}:"
             if isinstance(answer, Tensor) and answer.shape == x.shape:
                 raise _Wrong(f"{case} you return one slope an input; there is one alpha, so add them up.")
             number = expect_number(answer, "The gradient of alpha")
@@ -457,5 +457,5 @@ def check_steps_to_shrink(student: Callable[[float, float, float, float], float]
                 raise _Wrong(f"{says} A number of steps is positive: turn the fraction in the logarithm over.")
             raise _Wrong(f"{says} It takes about {wanted:.0f}.")
 
-    hint = "after n steps alpha = start * (1 - 10 * lr * decay) ** n, about start * exp(-10 * lr * decay * n); solve for n."
+    hint = "after n steps alpha is about start * exp(-10 * lr * decay * n): set it to end and solve for n."
     return grade("steps_to_shrink", test, hint)
