@@ -6,11 +6,12 @@ Every quantizer here is a *fake* quantizer: it returns float32 numbers that lie 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,13 @@ def _check_float(x: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be a floating-point tensor; got {kind}")
 
 
+def _as_tensor(value: float | Tensor, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(value, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number or a tensor; got {value!r}") from error
+
+
 # ---------------------------------------------------------------- the uniform quantizer
 
 
@@ -47,7 +55,9 @@ class _QuantizeUniform(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
         ctx.save_for_backward((x >= low) & (x <= high))
         step = (high - low) / levels
-        return low + step * torch.round((torch.minimum(torch.maximum(x, low), high) - low) / step)
+        codes = torch.round((torch.minimum(torch.maximum(x, low), high) - low) / step)
+        # In bfloat16 the division can end half a level too high, so the highest code is held.
+        return low + step * codes.clamp_(max=levels)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -73,7 +83,8 @@ def quantize_uniform(x: Tensor, bits: int, low: float | Tensor, high: float | Te
 
     Raises
     ------
-    ValueError for bits outside 2 to 8 and 32, or ``low >= high``; TypeError if `x` is not floating point.
+    ValueError for bits outside 2 to 8 and 32, for ``low >= high`` or a range that is not finite or too narrow for the
+    dtype, and for bounds that do not broadcast to the shape of `x`; TypeError if `x` is not floating point.
 
     Examples
     --------
@@ -83,10 +94,18 @@ def quantize_uniform(x: Tensor, bits: int, low: float | Tensor, high: float | Te
     _check_float(x, "x")
     if check_bits(bits) == 32:
         return x
-    low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
-    if not bool((low < high).all()):
-        raise ValueError("low must be below high; got a range that is empty or not a number")
-    return _QuantizeUniform.apply(x, low, high, 2**bits - 1)
+    low, high = (_as_tensor(v, n, x.dtype, x.device) for v, n in ((low, "low"), (high, "high")))
+    if any(b.dim() > x.dim() or any(m not in (1, n) for m, n in _trailing(b, x)) for b in (low, high)):
+        raise ValueError(f"low and high must broadcast to the shape of x, {tuple(x.shape)}")
+    levels = 2**bits - 1
+    step = (high - low) / levels
+    if not bool(((step > 0) & (step < math.inf)).all()):
+        raise ValueError("low must be below high; got a range that is empty, not finite or too narrow for the dtype")
+    return _QuantizeUniform.apply(x, low, high, levels)
+
+
+def _trailing(bound: Tensor, x: Tensor) -> Iterator[tuple[int, int]]:
+    return zip(reversed(bound.shape), reversed(x.shape), strict=False)
 
 
 # ---------------------------------------------------------------- PACT
@@ -97,7 +116,7 @@ class _Pact(torch.autograd.Function):
     # where broadcasting a tensor makes two. On a GPU reading it would stall the queue, so it stays a tensor.
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, bits: int) -> Tensor:
-        bound = alpha.to(x.dtype)
+        bound = alpha.to(x.dtype).reshape(())
         ctx.save_for_backward(x, bound)
         ctx.alpha_shape, ctx.alpha_dtype = alpha.shape, alpha.dtype
         if x.is_cuda:
@@ -161,7 +180,8 @@ def pact(x: Tensor, alpha: float | Tensor, bits: int) -> Tensor:
     """
     _check_float(x, "x")
     check_bits(bits)
-    alpha = torch.as_tensor(alpha, device=x.device)
+    # A number takes the precision of x; by itself it would become float32, whatever x is.
+    alpha = _as_tensor(alpha, "alpha", None if isinstance(alpha, Tensor) else x.dtype, x.device)
     if not alpha.is_floating_point():
         alpha = alpha.to(x.dtype)
     if alpha.numel() != 1:
@@ -200,7 +220,9 @@ class PACT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `pact` of `x`, of the same shape."""
         self.alpha.data.clamp_(min=ALPHA_MIN)
-        return pact(x, self.alpha, self.bits)
+        _check_float(x, "x")
+        # Not through `pact`: an alpha that became NaN in training must reach the loss, where `fit` reports it.
+        return _Pact.apply(x, self.alpha, self.bits)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"bits={self.bits}, alpha={self.alpha.item():.3g}"
@@ -226,7 +248,7 @@ def default_alpha(bits: int) -> float:
 def weight_codes(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool = False) -> tuple[Tensor, Tensor]:
     """Return the integers and the step whose product is the quantized weight.
 
-    ``sawb`` and ``dorefa`` up to 4 bits have ``2**bits`` levels without a zero, so the integers are odd, from
+    ``dorefa``, and ``sawb`` up to 4 bits, have ``2**bits`` levels without a zero, so the integers are odd, from
     ``-(2**bits - 1)`` to ``2**bits - 1``. ``minmax``, and ``sawb`` above 4 bits, have ``2**bits - 1`` levels
     with a zero, from ``-(2**(bits-1) - 1)`` to ``2**(bits-1) - 1``.
 
@@ -241,6 +263,9 @@ def weight_codes(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool =
     >>> codes.tolist()
     [-3.0, -1.0, 1.0, 3.0]
     """
+    _check_weight(w, bits, scheme, per_channel)
+    if bits == 32:
+        raise ValueError("a weight of 32 bits is not quantized, so it has no codes")
     with torch.no_grad():
         if scheme == "dorefa":
             w = _dorefa_transform(w, per_channel)
@@ -267,8 +292,7 @@ def weight_scale(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool =
     >>> weight_scale(torch.tensor([-0.5, 0.25]), bits=8, scheme="minmax")
     tensor(0.5000)
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    _check_weight(w, bits, scheme, per_channel)
     axes = tuple(range(1, w.dim())) if per_channel else None
     largest = w.abs().amax(axes, keepdim=True) if per_channel else w.abs().max()
     largest = largest.clamp(min=torch.finfo(w.dtype).tiny ** 0.5)
@@ -282,6 +306,17 @@ def weight_scale(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool =
             fitted = c1 * torch.linalg.vector_norm(w) / math.sqrt(w.numel()) - c2 * w.abs().mean()
         return torch.minimum(torch.maximum(fitted, 0.2 * largest), largest)
     return largest
+
+
+def _check_weight(w: Tensor, bits: int, scheme: str, per_channel: bool) -> None:
+    _check_float(w, "w")
+    check_bits(bits)
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    if w.numel() == 0:
+        raise ValueError("w is empty: there is no weight to quantize")
+    if per_channel and w.dim() < 2:
+        raise ValueError(f"per_channel needs a weight of at least 2 axes; got shape {tuple(w.shape)}")
 
 
 def _has_zero(bits: int, scheme: str) -> bool:
@@ -317,18 +352,18 @@ def quantize_weight(w: Tensor, bits: int, scheme: str = "sawb", per_channel: boo
         rescales to [-1, 1], so it leans on batch-norm) or "minmax" (symmetric, up to the largest magnitude).
     per_channel : one scale for each output channel instead of one for the tensor.
 
+    Returns
+    -------
+    Tensor of the shape and dtype of `w`. A NaN or an infinity in `w` makes every weight of its scale NaN.
+
     Examples
     --------
     >>> quantize_weight(torch.tensor([-1.0, -0.2, 0.4, 1.0]), bits=2, scheme="minmax").tolist()
     [-1.0, -0.0, 0.0, 1.0]
     """
-    _check_float(w, "w")
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
-    if check_bits(bits) == 32:
+    _check_weight(w, bits, scheme, per_channel)
+    if bits == 32:
         return w
-    if w.numel() == 0:
-        raise ValueError("w is empty: there is no weight to quantize")
     codes, step = weight_codes(w.detach(), bits, scheme, per_channel)
     if scheme == "dorefa":
         w = _dorefa_transform(w, per_channel)
@@ -407,6 +442,8 @@ class Precision:
                 raise ValueError(f"a tuple of bits is (first half, second half); got {bits!r}")
         check_bits(self.first)
         check_bits(self.last)
+        if not isinstance(self.layers, Mapping):
+            raise TypeError(f"layers must map names to (weight bits, activation bits); got {self.layers!r}")
         for name, pair in self.layers.items():
             if not isinstance(pair, tuple) or len(pair) != 2:
                 raise ValueError(f"layers[{name!r}] must be (weight bits, activation bits); got {pair!r}")
@@ -418,9 +455,9 @@ class Precision:
         """Read "fp32", "w4a4", "w2a2", "w4a2", "mixed-4/2" and the like; raise `ValueError` for anything else."""
         if text == "fp32":
             return cls(32, 32, first=32, last=32)
-        if match := re.fullmatch(r"w(\d+)a(\d+)", str(text)):
+        if match := re.fullmatch(r"w([0-9]+)a([0-9]+)", str(text)):
             return cls(int(match[1]), int(match[2]))
-        if match := re.fullmatch(r"mixed-(\d+)/(\d+)", str(text)):
+        if match := re.fullmatch(r"mixed-([0-9]+)/([0-9]+)", str(text)):
             pair = (int(match[1]), int(match[2]))
             return cls(pair, pair)
         raise ValueError(f"a precision reads like 'fp32', 'w4a4', 'w4a2' or 'mixed-4/2'; got {text!r}")
@@ -510,6 +547,7 @@ def quantize(
     """Return a copy of `model` with quantized Conv2d and Linear layers and every ReLU replaced by `PACT`.
 
     The weights are kept, so the copy may be trained from scratch or go on from a trained model (then `calibrate` it).
+    The copy's `precision` and `scheme` hold what it was made with.
     A ReLU takes the activation bits of the next layer in order of execution. A ReLU module that is used at several
     places has one alpha for all of them, and the largest of their bits.
 
@@ -533,8 +571,12 @@ def quantize(
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
     if isinstance(precision, str):
         precision = Precision.parse(precision)
+    if not isinstance(precision, Precision):
+        raise TypeError(f"precision must be a Precision or a text like 'w4a4'; got {precision!r}")
     if any(isinstance(m, (PACT, QuantConv2d, QuantLinear)) for m in model.modules()):
         raise ValueError("this model is quantized already; call quantize on the float model it was made from")
     order = execution_order(model)
@@ -544,7 +586,7 @@ def quantize(
     bits = precision.resolve(layers)
 
     quantized = copy.deepcopy(model)
-    quantized.precision, quantized.scheme = str(precision), scheme
+    quantized.precision, quantized.scheme = precision, scheme
     if all(b == 32 for pair in bits.values() for b in pair):
         return quantized
     for name, (weight_bits, activation_bits) in bits.items():
@@ -553,11 +595,10 @@ def quantize(
         layer.__class__ = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear
         layer.weight_bits, layer.activation_bits, layer.scheme = weight_bits, activation_bits, scheme
     for relu, relu_bits in _relu_bits(model, order, bits).items():
-        replacement = PACT(relu_bits, alpha).to(next(quantized.parameters()).device)
+        old, new = quantized.get_submodule(relu), PACT(relu_bits, alpha).to(next(quantized.parameters()).device)
         for name, module in list(quantized.named_modules(remove_duplicate=False)):
-            if module is quantized.get_submodule(relu) and name != relu:
-                _replace(quantized, name, replacement)
-        _replace(quantized, relu, replacement)
+            if module is old:
+                _replace(quantized, name, new)
     return quantized
 
 
@@ -586,7 +627,8 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
     Parameters
     ----------
     x : a batch of normalised images, ``(B, C, H, W)``.
-    quantile : which quantile of the positive activations becomes alpha; 1.0 is the largest one.
+    quantile : which quantile of the positive activations becomes alpha; 1.0 is the largest one. A layer that is used
+        several times gets the largest alpha that one of its uses asks for.
 
     Examples
     --------
@@ -595,25 +637,52 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
     >>> calibrate(net, torch.tensor([[1.0], [3.0]]), quantile=1.0)[1].alpha.item()
     3.0
     """
-    if not 0 < quantile <= 1:
+    if not isinstance(quantile, (int, float)) or not 0 < quantile <= 1:
         raise ValueError(f"quantile must be above 0 and at most 1; got {quantile!r}")
+    _check_float(x, "x")
+    if not bool(x.isfinite().all()):
+        raise ValueError("x holds values that are infinite or not a number; alpha cannot be set from them")
+    seen: set[PACT] = set()
 
     def set_alpha(layer: PACT, inputs: tuple[Tensor]) -> None:
         positive = inputs[0][inputs[0] > 0].double()
         if positive.numel():
             # kthvalue, because torch.quantile refuses more than 16 million elements.
             k = max(1, math.ceil(quantile * positive.numel()))
-            layer.alpha.fill_(max(positive.kthvalue(k).values.item(), ALPHA_MIN))
+            earlier = layer.alpha.item() if layer in seen else ALPHA_MIN
+            layer.alpha.fill_(max(positive.kthvalue(k).values.item(), earlier))
+            seen.add(layer)
 
-    training = model.training
     handles = [m.register_forward_pre_hook(set_alpha) for m in model.modules() if isinstance(m, PACT)]
     try:
-        model.eval()(x)
+        with evaluation_mode(model):
+            model(x)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return model
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` in evaluation mode for a while, and then every module back in the mode it had.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(3).eval())
+    >>> with evaluation_mode(net):
+    ...     [m.training for m in net]
+    [False, False]
+    >>> [m.training for m in net]
+    [True, False]
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 # ---------------------------------------------------------------- what a model costs
@@ -629,9 +698,14 @@ def describe(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> li
 
     Returns
     -------
-    Rows with the keys ``name``, ``kind``, ``weight_bits``, ``activation_bits`` (of the input), ``parameters``,
-    ``packed_bytes`` (weights packed at their bits, biases at 4 bytes), ``macs`` (multiply-accumulates an image) and
-    ``bit_operations`` (MACs x weight bits x activation bits, an estimate of the hardware's work, not a time).
+    Rows in order of definition, with the keys ``name``, ``kind``, ``weight_bits``, ``activation_bits`` (of the input),
+    ``parameters``, ``packed_bytes`` (weights packed at their bits, biases at 4 bytes), ``macs`` (multiply-accumulates
+    an image) and ``bit_operations`` (MACs x weight bits x activation bits, an estimate of the hardware's work, not a
+    time).
+
+    Raises
+    ------
+    ValueError if the model cannot take an image of `input_shape`.
 
     Examples
     --------
@@ -665,7 +739,10 @@ def describe(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> li
 
 
 def _count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     macs: dict[str, int] = {}
+    if not layers:
+        return macs
 
     def counter(name: str) -> Any:
         def count(layer: nn.Module, _: Any, output: Tensor) -> None:
@@ -674,15 +751,14 @@ def _count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int
 
         return count
 
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     handles = [layer.register_forward_hook(counter(name)) for name, layer in layers]
-    training = model.training
-    parameter = next(model.parameters())
+    weight = layers[0][1].weight
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+        with torch.no_grad(), evaluation_mode(model):
+            model(torch.zeros(1, *input_shape, device=weight.device, dtype=weight.dtype))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"the model cannot take an image of shape {input_shape!r}: {error}") from error
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return macs
