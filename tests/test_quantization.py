@@ -723,7 +723,7 @@ def test_execution_order_follows_the_calls_not_the_definitions():
 def test_after_some_training_no_quantized_layer_has_more_values_than_its_bits_allow(name, precision, scheme):
     torch.manual_seed(0)
     model = quantize(build_model(name), precision, scheme)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     x, y = torch.rand(16, 1, 28, 28), torch.arange(16) % 10
     calibrate(model, x)
     for _ in range(3):
