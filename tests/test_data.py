@@ -160,8 +160,8 @@ def test_stratified_order_never_changes():
 
 
 @pytest.mark.parametrize(("size", "test_images"), [(1, 100), (100, 100), (1000, 200), (10000, 2000)])
-def test_a_number_gives_the_first_images_of_the_mini_set_and_a_fifth_as_many_for_the_test(size, test_images):
-    mini, some = load_data("fashion-mnist"), load_data("fashion-mnist", size)
+def test_a_number_gives_the_first_images_of_the_mini_set_and_a_fifth_as_many_for_the_test(size, test_images, tmp_path):
+    mini, some = load_data("fashion-mnist"), load_data("fashion-mnist", size, root=tmp_path)  # no full set there
     assert torch.equal(some.train.images, mini.train.images[:size])
     assert torch.equal(some.test.labels, mini.test.labels[:test_images]) and len(some.test) == test_images
 
