@@ -7,6 +7,7 @@ Figures have a white background of their own, so that they read well in dark and
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,15 @@ COLOURS = {
     "accent": "#CC79A7",
 }
 MAP_COLOURS = "magma"  # runs from dark to light, so that it survives a grey print
+SIGNED_MAP_COLOURS = "PuOr"
+METHOD_COLOURS = {
+    "gradient": "#0072B2",
+    "input_x_gradient": "#E69F00",
+    "smooth_grad": "#56B4E9",
+    "integrated_gradients": "#009E73",
+    "grad_cam": "#D55E00",
+    "guided_backprop": "#CC79A7",
+}
 
 
 def style() -> dict[str, Any]:
@@ -181,21 +191,29 @@ def plot_history(history: History) -> Picture:
 # ---------------------------------------------------------------- parts that several lessons draw
 
 
-def draw_map(ax: Any, saliency: np.ndarray) -> None:
-    """Draw a saliency map, ``(H, W)`` and not negative, on `ax`; bright pixels matter most.
+def draw_map(ax: Any, saliency: np.ndarray, top: float | None = None) -> Any:
+    """Draw a saliency map on `ax` and return the picture, which `Figure.colorbar` takes; bright pixels matter most.
 
-    Each map is scaled by its own 99th percentile, so maps are compared by their shape and not by their size.
+    Parameters
+    ----------
+    saliency : ``(H, W)``. If it holds negative values, the colours diverge from white at 0.
+    top : the value of the last colour. By default the map's own 99th percentile, so that maps are compared by their
+        shape and not by their size.
 
     Examples
     --------
     >>> figure, axes = new_figure()
-    >>> draw_map(axes[0, 0], np.eye(28))
+    >>> picture = draw_map(axes[0, 0], np.eye(28))
     """
     saliency = np.asarray(saliency)
-    ax.imshow(saliency, cmap=MAP_COLOURS, vmin=0, vmax=max(float(np.quantile(saliency, 0.99)), 1e-12))
+    signed = bool((saliency < 0).any())
+    top = max(float(np.quantile(np.abs(saliency), 0.99)) if top is None else float(top), 1e-12)
+    colours = SIGNED_MAP_COLOURS if signed else MAP_COLOURS
+    picture = ax.imshow(saliency, cmap=colours, vmin=-top if signed else 0, vmax=top)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
+    return picture
 
 
 def draw_prediction(ax: Any, probabilities: np.ndarray, class_names: Sequence[str], colour: str, label: int) -> None:
@@ -731,4 +749,237 @@ def plot_weight_grids(grids: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictur
     for ax, (title, (w, quantized)) in zip(axes[0], grids.items(), strict=True):
         draw_weights(ax, w, quantized)
         ax.set_title(title)
+    return figure
+
+
+# ---------------------------------------------------------------- saliency maps and their measures (lessons 03 to 06)
+
+
+def series_styles(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a colour and a line style for each name; the first word of a name sets the colour.
+
+    Names that share a colour differ in their lines, so "w2a2" and "w2a2 guided" are kin and can be told apart.
+
+    Examples
+    --------
+    >>> [style["linestyle"] for style in series_styles(["fp32", "fp32 twin", "w2a2"])]
+    ['-', '--', '-']
+    """
+    known = COLOURS | METHOD_COLOURS
+    others = itertools.cycle(METHOD_COLOURS.values())
+    styles: list[dict[str, Any]] = []
+    for name in names:
+        colour = known.get(name.split()[0]) or next(others)
+        kin = sum(style["color"] == colour for style in styles)
+        styles.append({"color": colour, "linestyle": ("-", "--", ":", "-.")[kin % 4]})
+    return styles
+
+
+def saliency_grid(
+    images: np.ndarray,
+    maps: dict[str, np.ndarray],
+    shared: str = "row",
+    row_titles: Sequence[str] = (),
+    unit: str = "saliency",
+    title: str = "",
+) -> Picture:
+    """Return a row an image: the image, then its map under each name, with colour bars.
+
+    Parameters
+    ----------
+    images : ``(N, H, W)`` or ``(N, C, H, W)``, uint8, or float in [0, 1].
+    maps : a column's name, such as a model's or a method's -> ``(N, H, W)``.
+    shared : which maps share one colour scale, and so can be compared by their size:
+
+        - "row": the maps of one image; for several models under one method.
+        - "column": the maps under one name; for several methods, whose units differ.
+        - "all": all of them.
+        - "map": none. Each map is shown as a share of its own largest values; only shapes can be compared.
+
+        A scale ends at the 99th percentile of the maps that share it.
+    row_titles : one short text an image.
+    unit : what the colour bars count.
+
+    Examples
+    --------
+    >>> maps = np.random.default_rng(0).random((2, 8, 8))
+    >>> figure = saliency_grid(np.zeros((2, 8, 8), np.uint8), {"fp32": maps, "w2a2": maps / 2}, shared="row")
+    """
+    if shared not in ("row", "column", "all", "map"):
+        raise ValueError(f"shared must be 'row', 'column', 'all' or 'map'; got {shared!r}")
+    rows, columns = len(images), len(maps) + 1
+    stack = np.stack([np.asarray(m, dtype=float) for m in maps.values()], axis=1)  # (N, names, H, W)
+    axis = {"row": (1, 2, 3), "column": (0, 2, 3), "all": None, "map": (2, 3)}[shared]
+    tops = np.broadcast_to(np.quantile(np.abs(stack), 0.99, axis=axis, keepdims=True), (rows, columns - 1, 1, 1))
+    if shared == "map":
+        stack, tops = stack / np.maximum(tops, 1e-12), np.ones_like(tops)
+    figure, axes = new_figure(rows, columns, height=9 / columns * rows + 1)
+    pictures = np.empty((rows, columns - 1), dtype=object)
+    for i in range(rows):
+        draw_image(axes[i, 0], images[i])
+        axes[i, 0].set_ylabel(row_titles[i] if i < len(row_titles) else "", fontsize=11)
+        for j in range(columns - 1):
+            pictures[i, j] = draw_map(axes[i, j + 1], stack[i, j], tops[i, j, 0, 0])
+    for ax, name in zip(axes[0], ["image", *maps], strict=True):
+        ax.set_title(name.replace("_", " ").replace(" ", "\n", 1) if columns > 5 else name, fontsize=11)
+    _add_colour_bars(figure, axes[:, 1:], pictures, shared, unit)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _add_colour_bars(figure: Picture, axes: np.ndarray, pictures: np.ndarray, shared: str, unit: str) -> None:
+    def add(picture: Any, beside: np.ndarray, label: str, **options: Any) -> None:
+        bar = figure.colorbar(picture, ax=list(beside.flat), label=label, extend="max", **options)
+        bar.locator = matplotlib.ticker.MaxNLocator(2 if shared == "column" else 4)
+        bar.ax.tick_params(labelsize=10)
+
+    if shared == "row":
+        for i in range(len(axes)):
+            add(pictures[i, 0], axes[i], unit if i == len(axes) // 2 else "", pad=0.01)
+    elif shared == "column":
+        for j in range(axes.shape[1]):
+            add(pictures[0, j], axes[:, j], "", location="bottom", shrink=0.9, pad=0.01)
+    else:
+        label = f"{unit} (share of the map's 99th percentile)" if shared == "map" else unit
+        add(pictures[0, 0], axes, label, pad=0.01, aspect=30)
+
+
+def curves_with_intervals(
+    panels: dict[str, dict[str, np.ndarray]], x: np.ndarray, xlabel: str, ylabel: str, log: bool = False
+) -> Picture:
+    """Return mean curves with bands: the 95 % interval of the mean over the images.
+
+    Parameters
+    ----------
+    panels : a panel's title -> a curve's name -> one curve an image, ``(N, S)``. NaN is left out.
+    x : ``(S,)``.
+    log : a logarithmic x axis.
+
+    Examples
+    --------
+    >>> curves = np.random.default_rng(0).random((20, 3))
+    >>> figure = curves_with_intervals({"deletion": {"gradient": curves}}, [0, 0.5, 1], "deleted", "probability")
+    """
+    figure, axes = new_figure(1, len(panels), height=4.4, sharey=True)
+    for ax, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        draw_curves(ax, curves, x)
+        ax.set(title=title, xlabel=xlabel)
+        if log:
+            ax.set_xscale("log")
+    axes[0, 0].set_ylabel(ylabel)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure
+
+
+def draw_curves(ax: Any, curves: dict[str, np.ndarray], x: np.ndarray) -> None:
+    """Draw mean curves with the 95 % interval of the mean over the rows of each, ``(N, S)``.
+
+    Examples
+    --------
+    >>> figure, axes = new_figure()
+    >>> draw_curves(axes[0, 0], {"random": np.eye(3)}, [0, 1, 2])
+    """
+    for (name, values), style in zip(curves.items(), series_styles(list(curves)), strict=True):
+        mean = np.nanmean(values, axis=0)
+        error = 1.96 * np.nanstd(values, axis=0) / np.sqrt(np.isfinite(values).sum(0))
+        ax.plot(x, mean, label=name.replace("_", " "), linewidth=2, **style)
+        ax.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def distributions(panels: dict[str, dict[str, np.ndarray]], columns: int = 2, log: bool = False) -> Picture:
+    """Return, for each panel, how a number is spread over the images: a row a name.
+
+    A dot is the median, a thick line the middle half of the images, a thin one the middle nine tenths.
+    Where there is a "random", its median is a dashed line.
+
+    Parameters
+    ----------
+    panels : the axis label -> a name -> one number an image, ``(N,)``. NaN is left out.
+    columns : how many panels stand side by side.
+    log : logarithmic axes.
+
+    Examples
+    --------
+    >>> values = np.linspace(0, 1, 20)
+    >>> figure = distributions({"Gini (higher is more focused)": {"gradient": values, "random": values / 2}})
+    """
+    most = max(len(groups) for groups in panels.values())
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(rows, columns, height=rows * (0.32 * most + 1.1), sharey="row")
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax, (label, groups) in zip(axes.flat, panels.items(), strict=False):
+        _draw_spreads(ax, groups)
+        ax.set_xlabel(label)
+        if log:
+            ax.set_xscale("log")
+    return figure
+
+
+def _draw_spreads(ax: Any, groups: dict[str, np.ndarray]) -> None:
+    for row, (values, style) in enumerate(zip(groups.values(), series_styles(list(groups)), strict=True)):
+        p05, p25, p50, p75, p95 = np.nanquantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+        ax.hlines(row, p05, p95, color=style["color"], linewidth=1.5)
+        ax.hlines(row, p25, p75, color=style["color"], linewidth=8, alpha=0.6)
+        ax.plot(p50, row, "o", color=style["color"], markeredgecolor="white", markersize=9)
+    for name, values in groups.items():
+        if name.split()[0] == "random":
+            ax.axvline(np.nanmedian(values), color=COLOURS["random"], linestyle="--", linewidth=1.5, zorder=0)
+    ax.set_yticks(range(len(groups)), [name.replace("_", " ") for name in groups])
+    ax.set_ylim(len(groups) - 0.5, -0.5)
+
+
+# ---------------------------------------------------------------- lesson 03
+
+
+def plot_method(image: np.ndarray, saliency: np.ndarray, deletion: dict[str, np.ndarray], title: str) -> Picture:
+    """Return an image, its saliency map, and how fast the probability falls when its pixels are deleted.
+
+    Parameters
+    ----------
+    image : ``(1, H, W)`` or ``(H, W)``, uint8.
+    saliency : ``(H, W)``.
+    deletion : a name -> probabilities from no pixel deleted to all of them, ``(steps + 1,)``.
+
+    Examples
+    --------
+    >>> curves = {"gradient": np.array([1.0, 0.1]), "random": np.array([1.0, 0.4])}
+    >>> figure = plot_method(np.zeros((8, 8), np.uint8), np.eye(8), curves, "gradient")
+    """
+    figure, axes = new_figure(1, 3, height=3.4, width_ratios=(1, 1, 1.4))
+    draw_image(axes[0, 0], image)
+    axes[0, 0].set_title("image")
+    draw_map(axes[0, 1], saliency)
+    axes[0, 1].set_title(title)
+    ax = axes[0, 2]
+    for (name, curve), style in zip(deletion.items(), series_styles(list(deletion)), strict=True):
+        ax.plot(np.linspace(0, 100, len(curve)), np.multiply(curve, 100), label=name.replace("_", " "), **style)
+    ax.set(title="pixels deleted in its order", xlabel="deleted (%)", ylabel="probability (%)", ylim=(0, 102))
+    ax.legend(loc="upper right", fontsize=10)
+    return figure
+
+
+def plot_completeness(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Picture:
+    """Return how an output changes on the way from black to an image, beside the sum of the gradients on that way.
+
+    Parameters
+    ----------
+    panels : a model's name -> (the change of the output, the sum of gradients up to there), each ``(steps + 1,)``.
+
+    Examples
+    --------
+    >>> way = np.linspace(0, 1, 9)
+    >>> figure = plot_completeness({"fp32": (way**2, way**2), "w2a2": (way.round(), way)})
+    """
+    figure, axes = new_figure(1, len(panels), height=3.8, sharey=True)
+    for ax, (name, (change, summed)) in zip(axes[0], panels.items(), strict=True):
+        way = np.linspace(0, 100, len(change))
+        ax.plot(way, change, color="black", linewidth=2, label="what the output does")
+        ax.plot(way, summed, "--", color=METHOD_COLOURS["integrated_gradients"], linewidth=2, label="gradients summed")
+        ax.set(title=name, xlabel="way from black to the image (%)")
+    axes[0, 0].set_ylabel("change of the output")
+    axes[0, 0].legend(loc="upper left")
     return figure
