@@ -701,10 +701,11 @@ def plot_points(
         mean = float(np.mean(points))
         ax.plot([i] * len(points), points, "o", color=COLOURS.get(name, COLOURS["plain"]), alpha=0.7, markersize=8)
         ax.plot([i - 0.2, i + 0.2], [mean, mean], color="black", linewidth=2)
-        ax.text(i + 0.25, mean, f"{mean:.1f}", va="center")
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        ax.text(i + 0.25, mean, f"{mean:.1f}", va="center", bbox=box)
     if reference is not None:
         ax.axhline(reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.2, label="float network, mean")
-        ax.legend(loc="lower left", frameon=True)
+        ax.legend(loc="best", frameon=True)
     ax.margins(y=0.15)
     ax.grid(False, axis="x")
     ax.set(title=f"{title} (points: seeds, bar: mean)", ylabel=ylabel, xlim=(-0.5, len(values) - 0.3))
@@ -748,6 +749,7 @@ def plot_weight_grids(grids: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictur
     figure, axes = new_figure(1, len(grids))
     for ax, (title, (w, quantized)) in zip(axes[0], grids.items(), strict=True):
         draw_weights(ax, w, quantized)
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
         ax.set_title(title)
     return figure
 
