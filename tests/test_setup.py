@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -73,15 +74,14 @@ def test_binder_installs_the_same_environment():
 
 @pytest.mark.parametrize("name", ["binder/postBuild", "binder/start", ".ci/run"])
 def test_scripts_can_be_executed(name):
-    mode = subprocess.run(["git", "ls-files", "--stage", name], cwd=ROOT, capture_output=True, text=True).stdout
-    assert mode.startswith("100755")
+    assert os.access(ROOT / name, os.X_OK)
 
 
 def run_with_failing_pip(script, folder):
     (folder / "pip").write_text("#!/bin/sh\nexit 3\n")
     (folder / "pip").chmod(0o755)
     return subprocess.run(
-        ["bash", script], cwd=ROOT, env=os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+        [shutil.which("bash"), script], cwd=ROOT, env=os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     )
 
 

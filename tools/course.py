@@ -63,7 +63,7 @@ def save(notebook: NotebookNode, name: str) -> None:
     """Write a notebook and its page; the page needs the network for nothing but typeset formulas."""
     OUTPUT.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, OUTPUT / f"{name}.ipynb")
-    exporter = HTMLExporter(require_js_url="", jquery_url="", mermaid_js_url="", embed_images=True)
+    exporter = HTMLExporter(require_js_url="", jquery_url="", embed_images=True)
     resources = {"metadata": {"name": name, "path": str(ROOT / "notebooks")}}
     page, _ = exporter.from_notebook_node(notebook, resources)
     (OUTPUT / f"{name}.html").write_text(page, encoding="utf-8")
