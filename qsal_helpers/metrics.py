@@ -589,10 +589,8 @@ def sensitivity_max(
             batch = x[here].to(device)
             with evaluating(model), torch.no_grad():
                 classes = _classes(model, batch, target, here)
-            # Captum hands the images over as a tuple and the changed images bare.
-            explain = lambda images, target: saliency_map(
-                model, images[0] if isinstance(images, tuple) else images, target, method, **options
-            )
+            # Captum hands over a tuple of inputs and wants a tuple of maps.
+            explain = lambda images, target: (saliency_map(model, *images, target, method, **options),)
             found.append(
                 captum_sensitivity_max(explain, batch, perturb_radius=radius, n_perturb_samples=samples, target=classes)
             )
