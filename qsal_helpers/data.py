@@ -501,12 +501,12 @@ def _download(name: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
         try:
             getattr(datasets, _TORCHVISION_NAME[name])(temporary, download=True)
-        except (OSError, RuntimeError) as error:
+            _check_full(name, Path(temporary))
+        except (OSError, RuntimeError, DataDamaged) as error:
             raise DataNotFound(
                 f"{name} could not be downloaded ({_one_line(error)}): check the internet connection and try again, "
                 f"or set QSAL_DATA to a folder that holds it."
             ) from error
-        _check_full(name, Path(temporary))
         for file in _FULL_FILES[name]:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(Path(temporary) / file, folder / file)
@@ -531,7 +531,7 @@ def _as_split(dataset: object) -> Split:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _describe(x: torch.Tensor) -> str:

@@ -358,6 +358,18 @@ def test_a_download_that_breaks_off_leaves_no_file_behind(error, tmp_path, monke
         assert "could not be downloaded" in one_sentence(caught)
 
 
+def test_a_download_that_brings_altered_files_leaves_no_file_behind(stand_in, monkeypatch):
+    def write_altered(folder):
+        lay_out_as_torchvision("mnist", folder)
+        flip_a_bit(folder / "MNIST" / "raw" / "t10k-images-idx3-ubyte", 99)
+
+    fake_download(monkeypatch, write_altered)
+    with pytest.raises(DataNotFound, match=r"could not be downloaded .*t10k-images-idx3-ubyte is truncated") as caught:
+        load_data("mnist", "full", root=stand_in.parent / "new", download=True)
+    one_sentence(caught)
+    assert list((stand_in.parent / "new").iterdir()) == []
+
+
 @pytest.mark.parametrize("error", [RuntimeError("operator torchvision::nms does not exist"), ImportError("no module")])
 def test_a_torchvision_that_cannot_be_imported_says_what_to_install(error, stand_in, monkeypatch):
     class Broken:
