@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .quantization import quantize_uniform
 
@@ -459,3 +459,178 @@ def check_steps_to_shrink(student: Callable[[float, float, float, float], float]
 
     hint = "after n steps alpha is about start * exp(-10 * lr * decay * n): set it to end and solve for n."
     return grade("steps_to_shrink", test, hint)
+
+
+# ---------------------------------------------------------------- lesson 03
+
+
+def check_gradient_map(student: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> bool:
+    """Grade ``gradient_map(model, x, target)``: the sum over channels of |d logit of target / d x|, ``(N, H, W)``.
+
+    Examples
+    --------
+    >>> def gradient_map(model, x, target):
+    ...     x = x.clone().requires_grad_()
+    ...     score = model(x).gather(1, target[:, None]).sum()
+    ...     return torch.autograd.grad(score, x)[0].abs().sum(1)
+    >>> check_gradient_map(gradient_map)
+    gradient_map: correct.
+    True
+    """
+    model, x = _smooth_model_and_images()
+    target = torch.tensor([2, 0, 1])
+
+    def gradient(scores: Callable[[Tensor], Tensor]) -> Tensor:
+        at = x.clone().requires_grad_()
+        return torch.autograd.grad(scores(model(at)).sum(), at)[0]
+
+    def magnitude(scores: Callable[[Tensor], Tensor]) -> Tensor:
+        return gradient(scores).abs().sum(1)
+
+    def test() -> None:
+        signed = gradient(lambda logits: logits.gather(1, target[:, None]))
+        wanted = signed.abs().sum(1)
+        answer = student(model, x.clone(), target.clone())
+        if isinstance(answer, Tensor) and answer.shape == x.shape:
+            raise _Wrong(f"The map has shape {tuple(x.shape)}: sum the magnitudes over the channels, dimension 1.")
+        answer = expect_tensor(answer, wanted, "the map").detach()
+        faults = {
+            "the sign is still there: take the magnitude, .abs(), of the gradient.": signed.sum(1),
+            "you summed the channels first and took the magnitude then; it is the other way round.": signed.sum(
+                1
+            ).abs(),
+            "the second channel is missing: sum over all channels.": signed.abs()[:, 0],
+            "this is the mean over the channels; take their sum.": signed.abs().mean(1),
+            "you explain the largest logit; explain the class that `target` names.": magnitude(
+                lambda logits: logits.max(1).values
+            ),
+            "you explain the sum of all logits; pick each image's own class with gather.": magnitude(lambda z: z),
+            "you explain the probability; take the logit itself, without softmax.": magnitude(
+                lambda logits: logits.softmax(1).gather(1, target[:, None])
+            ),
+            "you explain the mean over the images; take their sum, so that an image's map is its own.": wanted / len(x),
+        }
+        _name_the_fault("The map has the right shape, but", answer, wanted, faults)
+        expect_close(answer, wanted, at=wanted, what="the map")
+
+    hint = "score = model(x).gather(1, target[:, None]).sum(); torch.autograd.grad(score, x)[0]; then .abs().sum(1)."
+    return grade("gradient_map", test, hint)
+
+
+def check_integrated_gradients(student: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) -> bool:
+    """Grade ``my_integrated_gradients(model, x, baseline, target, steps)``, signed, of the shape of x.
+
+    Any rule for the points on the way is accepted that comes close to the integral at 200 steps.
+
+    Examples
+    --------
+    >>> def my_integrated_gradients(model, x, baseline, target, steps):
+    ...     total = torch.zeros_like(x)
+    ...     for k in range(steps):
+    ...         point = (baseline + (k + 0.5) / steps * (x - baseline)).requires_grad_()
+    ...         score = model(point).gather(1, target[:, None]).sum()
+    ...         total += torch.autograd.grad(score, point)[0]
+    ...     return (x - baseline) * total / steps
+    >>> check_integrated_gradients(my_integrated_gradients)
+    my_integrated_gradients: correct.
+    True
+    """
+    model, x = _smooth_model_and_images()
+    target, steps = torch.tensor([2, 0, 1]), 200
+    baseline = torch.full_like(x[:1], -0.7)
+
+    def gradient(at: Tensor) -> Tensor:
+        at = at.clone().requires_grad_()
+        return torch.autograd.grad(model(at).gather(1, target[:, None]).sum(), at)[0]
+
+    def average(start: Tensor) -> Tensor:
+        return sum(gradient(start + (k + 0.5) / steps * (x - start)) for k in range(steps)) / steps
+
+    def test() -> None:
+        mean, way = average(baseline), x - baseline
+        wanted = way * mean
+        answer = student(model, x.clone(), baseline.clone(), target.clone(), steps)
+        if isinstance(answer, Tensor) and answer.shape == wanted[:, 0].shape:
+            raise _Wrong(f"The answer has shape {tuple(answer.shape)}: keep the channels, as in x.")
+        answer = expect_tensor(answer, wanted, "the attribution").detach()
+        faults = {
+            "this is the mean gradient alone: multiply it by (x - baseline).": mean,
+            "the mean gradient is multiplied by x: multiply by (x - baseline).": x * mean,
+            "it is about as many times too large as there are steps: divide the sum by steps.": steps * wanted,
+            "the sign is lost: without it the attributions cannot add up.": wanted.abs(),
+            "this is the gradient at x alone: take it at every point on the way.": way * gradient(x),
+            "the way starts at 0: start it at the baseline.": way * average(torch.zeros_like(x)),
+            "your way starts at 0 and ends at x: start it at the baseline.": x * average(torch.zeros_like(x)),
+            "the sign is turned round: it is (x - baseline).": -wanted,
+        }
+        _name_the_fault("The attribution has the right shape, but", answer, wanted, faults, tolerance=0.02)
+        missing = (answer - wanted).abs().max() / wanted.abs().max()
+        if not missing < 0.02:  # this holds for NaN, too
+            sums, promised = answer.flatten(1).sum(1), model(x) - model(baseline)
+            promised = promised.gather(1, target[:, None])[:, 0]
+            raise _Wrong(
+                f"For the first image it sums to {sums[0]:.3f}, but the logit changes by {promised[0]:.3f} on the way."
+            )
+
+    hint = (
+        "for each k: point = baseline + (k + 0.5) / steps * (x - baseline); add up the gradients of the target's logit."
+    )
+    return grade("my_integrated_gradients", test, hint)
+
+
+def check_foreground_share(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Grade ``foreground_share(maps, mask)``: the share of each map's sum that lies where the mask is True, ``(N,)``.
+
+    Examples
+    --------
+    >>> check_foreground_share(lambda maps, mask: (maps * mask).sum((1, 2)) / maps.sum((1, 2)))
+    foreground_share: correct.
+    True
+    """
+    maps = torch.tensor([[[4.0, 1.0], [2.0, 3.0]], [[0.5, 0.0], [0.25, 0.25]]])
+    mask = torch.tensor([[[True, False], [True, True]], [[False, True], [True, False]]])
+
+    def test() -> None:
+        total, inside = maps.sum((1, 2)), (maps * mask).sum((1, 2))
+        wanted = inside / total
+        answer = student(maps.clone(), mask.clone())
+        if isinstance(answer, float | int) or (isinstance(answer, Tensor) and answer.dim() == 0):
+            raise _Wrong("There should be one number for each map: sum over dimensions 1 and 2, not over the images.")
+        answer = expect_tensor(answer, wanted, "the share").detach()
+        pixels = mask.sum((1, 2))
+        faults = {
+            "you return the sum on the object; divide it by the sum of the whole map.": inside,
+            "this is the share of the background.": 1 - wanted,
+            "you divided by the number of the object's pixels; divide by the sum of the map.": inside / pixels,
+            "you divided by the number of pixels; divide by the sum of the map.": inside / mask[0].numel(),
+            "this is the object's share of the area; the map does not enter.": pixels / mask[0].numel(),
+        }
+        _name_the_fault("There is one number a map, but", answer, wanted, faults)
+        expect_close(answer, wanted, at=total, what="the share")
+
+    return grade("foreground_share", test, "maps * mask is 0 off the object; sum it over rows and columns; divide.")
+
+
+def _smooth_model_and_images() -> tuple[nn.Module, Tensor]:
+    """Return a small smooth network for images with two channels, and three images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(2, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(36, 3)]
+        model = nn.Sequential(*layers).requires_grad_(False)
+        model[3].weight.mul_(3)
+        return model, torch.randn(3, 2, 5, 5)
+
+
+def _name_the_fault(
+    start: str, answer: Tensor, wanted: Tensor, faults: dict[str, Tensor], tolerance: float = 1e-3
+) -> None:
+    """Raise the sentence of the fault that gives `answer`, unless it is about what is wanted."""
+
+    def near(other: Tensor) -> bool:
+        return bool((answer - other).norm() <= tolerance * other.norm())
+
+    if near(wanted):
+        return
+    for sentence, outcome in faults.items():
+        if near(outcome):
+            raise _Wrong(f"{start} {sentence}")

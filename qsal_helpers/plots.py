@@ -191,14 +191,15 @@ def plot_history(history: History) -> Picture:
 # ---------------------------------------------------------------- parts that several lessons draw
 
 
-def draw_map(ax: Any, saliency: np.ndarray, top: float | None = None) -> Any:
+def draw_map(ax: Any, saliency: np.ndarray, top: float | None = None, signed: bool | None = None) -> Any:
     """Draw a saliency map on `ax` and return the picture, which `Figure.colorbar` takes; bright pixels matter most.
 
     Parameters
     ----------
-    saliency : ``(H, W)``. If it holds negative values, the colours diverge from white at 0.
+    saliency : ``(H, W)``.
     top : the value of the last colour. By default the map's own 99th percentile, so that maps are compared by their
         shape and not by their size.
+    signed : whether the colours diverge from white at 0; by default, if the map holds negative values.
 
     Examples
     --------
@@ -206,7 +207,7 @@ def draw_map(ax: Any, saliency: np.ndarray, top: float | None = None) -> Any:
     >>> picture = draw_map(axes[0, 0], np.eye(28))
     """
     saliency = np.asarray(saliency)
-    signed = bool((saliency < 0).any())
+    signed = bool((saliency < 0).any()) if signed is None else signed
     top = max(float(np.quantile(np.abs(saliency), 0.99)) if top is None else float(top), 1e-12)
     colours = SIGNED_MAP_COLOURS if signed else MAP_COLOURS
     picture = ax.imshow(saliency, cmap=colours, vmin=-top if signed else 0, vmax=top)
@@ -821,7 +822,7 @@ def saliency_grid(
         draw_image(axes[i, 0], images[i])
         axes[i, 0].set_ylabel(row_titles[i] if i < len(row_titles) else "", fontsize=11)
         for j in range(columns - 1):
-            pictures[i, j] = draw_map(axes[i, j + 1], stack[i, j], tops[i, j, 0, 0])
+            pictures[i, j] = draw_map(axes[i, j + 1], stack[i, j], tops[i, j, 0, 0], bool((stack < 0).any()))
     for ax, name in zip(axes[0], ["image", *maps], strict=True):
         ax.set_title(name.replace("_", " ").replace(" ", "\n", 1) if columns > 5 else name, fontsize=11)
     _add_colour_bars(figure, axes[:, 1:], pictures, shared, unit)

@@ -12,7 +12,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
-from .plots import Picture, plot_bits, plot_clipping, plot_pact, plot_prediction
+from .plots import Picture, plot_bits, plot_clipping, plot_method, plot_pact, plot_prediction
 
 # Every panel of this process, so that a test can move all the sliders that a lesson shows.
 PANELS: list[ipywidgets.VBox] = []
@@ -210,3 +210,45 @@ def pact_panel(
         "alpha": slider("alpha", float(alphas[-1]), float(alphas[0]), float(alphas[-1])),
     }
     return panel(draw, controls, help="Bring the red line to the star, then change the bits.")
+
+
+# ---------------------------------------------------------------- lesson 03
+
+
+def method_panel(
+    images: np.ndarray,
+    maps: Mapping[str, Mapping[int, np.ndarray]],
+    deletion: Mapping[str, Mapping[int, np.ndarray]],
+) -> ipywidgets.VBox:
+    """Return sliders for method, image and number of samples above a saliency map and what deleting its pixels does.
+
+    Parameters
+    ----------
+    images : ``(N, C, H, W)`` uint8.
+    maps : a method -> number of samples or steps -> ``(N, H, W)``. A method without samples has one entry. The first
+        method is shown first.
+    deletion : the same keys -> probabilities while pixels are deleted, ``(N, steps + 1)``; and "random" with one entry.
+
+    Examples
+    --------
+    >>> images, rng = np.zeros((2, 1, 8, 8), np.uint8), np.random.default_rng(0)
+    >>> maps = {"smooth_grad": {n: rng.random((2, 8, 8)) for n in (1, 4)}, "gradient": {1: rng.random((2, 8, 8))}}
+    >>> curves = {name: {n: rng.random((2, 5)) for n in maps[name]} for name in maps} | {"random": {1: np.ones((2, 5))}}
+    >>> box = method_panel(images, maps, curves)
+    """
+    (baseline,) = deletion["random"].values()
+
+    def draw(method: str, samples: int, image: int) -> Picture:
+        known = maps[method]
+        number = samples if samples in known else next(iter(known))
+        title = f"{method.replace('_', ' ')}" + (f", {number}" if len(known) > 1 else "")
+        curves = {method: deletion[method][number][image]} | {"random": baseline[image]}
+        return plot_method(images[image], maps[method][number][image], curves, title)
+
+    counts = next(list(known) for known in maps.values() if len(known) > 1)
+    controls = {
+        "method": choice("method", [(name.replace("_", " "), name) for name in maps], next(iter(maps))),
+        "samples": choice("samples or steps", counts, counts[-1]),
+        "image": slider("image", 0, 0, len(images) - 1),
+    }
+    return panel(draw, controls, help="The samples count for smooth grad, the steps for integrated gradients.")
