@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def mask_least_salient(
 
     Raises
     ------
-    ValueError for shapes that differ, a ratio outside 0 to 1, or an unknown `rank_by` or `fill`.
+    ValueError for shapes that differ, a ratio outside 0 to 1, or an unknown `rank_by` or `fill`; TypeError if `x` or
+    `saliency` is not a floating-point tensor.
 
     Examples
     --------
@@ -50,27 +52,33 @@ def mask_least_salient(
     >>> mask_least_salient(x, saliency, 0.5, fill="mean").tolist()
     [[[[1.0, 2.5], [2.5, 4.0]]]]
     """
-    return torch.where(least_salient(saliency, ratio, rank_by), _filling(x, fill), x)
+    _check_images(x, "x")
+    chosen = least_salient(saliency, ratio, rank_by)
+    if saliency.shape != x.shape:
+        raise ValueError(f"x and saliency must have one shape; got {tuple(x.shape)} and {tuple(saliency.shape)}")
+    return torch.where(chosen, _filling(x, fill), x) if x.numel() else x.clone()
 
 
 def least_salient(saliency: Tensor, ratio: float, rank_by: str = "magnitude") -> Tensor:
     """Return which pixels `mask_least_salient` replaces: bool ``(B, 1, H, W)``.
+
+    A pixel whose saliency is not a number counts as the most salient.
 
     Examples
     --------
     >>> least_salient(torch.tensor([[[[0.9, -0.1], [0.2, -0.8]]]]), 0.25).int().tolist()
     [[[[0, 1], [0, 0]]]]
     """
-    if saliency.dim() != 4:
-        raise ValueError(f"saliency must be (B, C, H, W); got shape {tuple(saliency.shape)}")
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"the mask ratio must be from 0 to 1; got {ratio!r}")
+    _check_images(saliency, "saliency")
+    if not _is_number(ratio) or not 0 <= ratio <= 1:
+        raise ValueError(f"the mask ratio must be a number from 0 to 1; got {ratio!r}")
     if rank_by not in RANKINGS:
         raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}; got {rank_by!r}")
     batch, _, height, width = saliency.shape
-    score = (saliency.abs() if rank_by == "magnitude" else saliency).sum(1).reshape(batch, -1)
+    score = (saliency.abs() if rank_by == "magnitude" else saliency).sum(1).flatten(1)
+    score = score.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
     k = round(ratio * height * width)
-    if k == 0:
+    if k == 0 or batch == 0:
         return torch.zeros(batch, 1, height, width, dtype=torch.bool, device=saliency.device)
     # The k-th smallest value instead of a sort; where several pixels share it, as many as are still missing.
     edge = score.kthvalue(k, dim=1, keepdim=True).values
@@ -78,6 +86,18 @@ def least_salient(saliency: Tensor, ratio: float, rank_by: str = "magnitude") ->
     missing = k - below.sum(1, keepdim=True)
     chosen = below | (at_edge & (at_edge.cumsum(1) <= missing))
     return chosen.view(batch, 1, height, width)
+
+
+def _check_images(x: Tensor, name: str) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor (B, C, H, W); got {kind}")
+    if x.dim() != 4:
+        raise ValueError(f"{name} must be (B, C, H, W); got shape {tuple(x.shape)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _filling(x: Tensor, fill: str | Sequence[float]) -> Tensor:
@@ -92,10 +112,13 @@ def _filling(x: Tensor, fill: str | Sequence[float]) -> Tensor:
         if fill == "blur":
             return F.avg_pool2d(x, 7, stride=1, padding=3, count_include_pad=False)
         raise ValueError(f"fill must be one of {', '.join(FILLS)}, or one number a channel; got {fill!r}")
-    values = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
-    if values.shape != (x.shape[1],):
-        raise ValueError(f"fill needs one number for each of the {x.shape[1]} channels; got {fill!r}")
-    return values.view(1, -1, 1, 1)
+    try:
+        values = torch.as_tensor(fill, dtype=x.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"fill must be a name or one number a channel; got {fill!r}") from error
+    if values.shape != (x.shape[1],) or not bool(values.isfinite().all()):
+        raise ValueError(f"fill needs one finite number for each of the {x.shape[1]} channels; got {fill!r}")
+    return values.to(x.device).view(1, -1, 1, 1)
 
 
 @dataclass
@@ -145,9 +168,9 @@ class SaliencyGuided:
     _calls: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.mask_ratio, bool) or not 0 <= self.mask_ratio <= 1:
-            raise ValueError(f"mask_ratio must be from 0 to 1; got {self.mask_ratio!r}")
-        if not 0 <= self.weight < math.inf:
+        if not _is_number(self.mask_ratio) or not 0 <= self.mask_ratio <= 1:
+            raise ValueError(f"mask_ratio must be a number from 0 to 1; got {self.mask_ratio!r}")
+        if not _is_number(self.weight) or not 0 <= self.weight < math.inf:
             raise ValueError(f"weight must be a finite number of at least 0; got {self.weight!r}")
         if self.rank_by not in RANKINGS:
             raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}; got {self.rank_by!r}")
@@ -155,8 +178,8 @@ class SaliencyGuided:
             raise ValueError(f"fill must be one of {', '.join(FILLS)}, or one number a channel; got {self.fill!r}")
         if self.saliency not in ("loss", "logit"):
             raise ValueError(f"saliency must be 'loss' or 'logit'; got {self.saliency!r}")
-        if self.ramp_steps < 0:
-            raise ValueError(f"ramp_steps must be at least 0; got {self.ramp_steps!r}")
+        if isinstance(self.ramp_steps, bool) or not isinstance(self.ramp_steps, int) or self.ramp_steps < 0:
+            raise ValueError(f"ramp_steps must be an int of at least 0; got {self.ramp_steps!r}")
 
     @classmethod
     def as_published(cls, mask_ratio: float = 0.5) -> SaliencyGuided:
@@ -173,6 +196,9 @@ class SaliencyGuided:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss, a scalar, for images x ``(B, C, H, W)`` and labels y int64 ``(B,)``."""
+        _check_images(x, "x")
+        if len(x) == 0 or y.shape != x.shape[:1]:
+            raise ValueError(f"x and y must hold the same images, at least one; got {tuple(x.shape)}, {tuple(y.shape)}")
         ratio = self.mask_ratio * min(1.0, self._calls / self.ramp_steps) if self.ramp_steps else self.mask_ratio
         self._calls += 1
         if ratio == 0:
@@ -180,7 +206,9 @@ class SaliencyGuided:
             self.terms = {"cross_entropy": loss.detach(), "divergence": torch.zeros_like(loss)}
             return loss
 
-        before = _random_state(x) if self.share_dropout and _has_dropout(model) else None
+        if not torch.is_grad_enabled():
+            raise ValueError("SaliencyGuided ranks pixels by a gradient, so it cannot be called under torch.no_grad()")
+        before = _random_state(x) if self.share_dropout else None
         if self.eval_saliency:
             saliency = self._saliency_in_eval_mode(model, x, y)
         else:
@@ -192,7 +220,8 @@ class SaliencyGuided:
             if self.saliency == "loss" and self.detach_clean:
                 parameters = [p for p in model.parameters() if p.requires_grad]
                 saliency, *gradients = torch.autograd.grad(cross_entropy, [x, *parameters], allow_unused=True)
-                saliency = saliency.neg_()
+                # Not in place: the tensor can be the same one as a parameter's gradient.
+                saliency = -saliency
                 clean_term = _with_gradients(cross_entropy, parameters, gradients)
             else:
                 score = self._score(logits, cross_entropy, y)
@@ -213,13 +242,14 @@ class SaliencyGuided:
         return logits.gather(1, y[:, None]).sum() if self.saliency == "logit" else -cross_entropy
 
     def _saliency_in_eval_mode(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        training = model.training
+        modes = [(module, module.training) for module in model.modules()]
         x = x.detach().requires_grad_()
         try:
             logits = model.eval()(x)
             return torch.autograd.grad(self._score(logits, F.cross_entropy(logits, y), y), x)[0]
         finally:
-            model.train(training)
+            for module, mode in modes:
+                module.training = mode
 
 
 class _GivenGradients(torch.autograd.Function):
@@ -238,10 +268,6 @@ class _GivenGradients(torch.autograd.Function):
 def _with_gradients(value: Tensor, parameters: list[Tensor], gradients: list[Tensor | None]) -> Tensor:
     used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
     return _GivenGradients.apply(value.detach(), [g for _, g in used], *(p for p, _ in used))
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    return model.training and any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
 
 
 def _random_state(x: Tensor) -> Tensor:
