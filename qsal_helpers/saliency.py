@@ -100,10 +100,10 @@ def saliency_map(
     if method == "integrated_gradients":
         options["baseline"] = _baseline(x, options.get("baseline"))
         _warn_if_incomplete(model)
-    maps = torch.empty(len(x), *x.shape[2:], dtype=torch.float32, device=x.device)
     if not len(x):
-        return maps
+        return torch.empty(0, *x.shape[2:], dtype=torch.float32, device=x.device)
     device = device_of(model, x)
+    maps = []
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         if method in ("grad_cam", "guided_backprop") and target is not None:
             _check_classes(_logits(model, x[:1].to(device)), target)  # Captum's error would name no class
@@ -114,16 +114,17 @@ def saliency_map(
         for start in range(0, len(x), batch_size):
             here = slice(start, start + batch_size)
             batch = x[here].detach().clone().to(device, memory_format=torch.channels_last)
-            classes = None if target is None else target[here].to(device)
+            classes = None if target is None else target[here].clone().to(device)
             if classes is None and method not in ("gradient", "input_x_gradient"):  # these two see the logits anyway
                 with torch.no_grad():
                     classes = _logits(model, batch).argmax(1)
             attribution = compute(model, batch, classes, batch_size, **options).detach()
             if method == "grad_cam":
-                maps[here] = attribution[:, 0].relu() if absolute else attribution[:, 0]
-            else:
-                maps[here] = (attribution.abs() if absolute else attribution).sum(1)
-    return maps
+                attribution = attribution.relu() if absolute else attribution
+            elif absolute:
+                attribution = attribution.abs()
+            maps.append(attribution.sum(1).to(x.device, torch.float32))
+    return torch.cat(maps)
 
 
 def completeness_error(
