@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .data import ImageData, Split, batches
-from .quantization import PACT
+from .quantization import ALPHA_MIN, PACT, evaluation_mode
 
 if TYPE_CHECKING:
     from .plots import Picture
@@ -68,6 +69,8 @@ class History:
     def __str__(self) -> str:
         if not self.best_epoch:
             return "no epoch finished"
+        if math.isnan(self.validation_accuracy[self.best_epoch - 1]):
+            return f"loss {self.loss[-1]:.3f} (epoch {self.epochs}, no validation)"
         best = self.validation_accuracy[self.best_epoch - 1]
         return f"validation accuracy {best:.1%} (epoch {self.best_epoch} of {self.epochs})"
 
@@ -114,7 +117,8 @@ def fit(
     seed : order of the images, validation split, dropout and random fills. Not the initial weights: set those
         with ``torch.manual_seed`` before building the model.
     device : by default a GPU if torch sees one, else the CPU.
-    callback : called with a `Progress` every `callback_every` steps, and after the last one.
+    callback : called with a `Progress` every `callback_every` steps, and after the last one. What it draws from torch's
+        random numbers does not change the training.
     validation : fraction of the training images used for choosing the epoch; 0 keeps the last epoch.
     augment : random crops and flips, for CIFAR-10.
 
@@ -135,12 +139,29 @@ def fit(
     >>> history.epochs
     1
     """
+    for name, value in (
+        ("epochs", epochs),
+        ("batch_size", batch_size),
+        ("seed", seed),
+        ("callback_every", callback_every),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+            raise ValueError(f"{name} must be an int of at least 0; got {value!r}")
+    if not callable(objective) or not (callback is None or callable(callback)):
+        raise TypeError("objective and callback must be functions; see the docstring of fit for what they are given")
     if epochs < 1 or batch_size < 2 or not 0 <= validation < 1:
         raise ValueError(
             "epochs must be at least 1, batch_size at least 2 and validation from 0 to below 1; "
             f"got epochs={epochs}, batch_size={batch_size}, validation={validation}"
         )
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not 0 < lr < math.inf or not 0 <= weight_decay < math.inf or callback_every < 1:
+        raise ValueError(
+            "lr must be above 0, weight_decay at least 0, both finite, and callback_every at least 1; "
+            f"got lr={lr}, weight_decay={weight_decay}, callback_every={callback_every}"
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no parameter that could be trained")
+    device = _usable_device(device)
     train, held_out = _split(data.train, validation, seed, device)
     if len(train) < 2:
         raise ValueError(f"there are {len(train)} images left to train on; at least 2 are needed")
@@ -151,13 +172,16 @@ def fit(
     )
     # A copy, so that an objective with a schedule starts from its beginning in every fit.
     objective = copy.deepcopy(objective)
-    steps_per_epoch = math.ceil(len(train) / batch_size)
-    steps = epochs * steps_per_epoch
+    whole, rest = divmod(len(train), batch_size)
+    steps = epochs * (whole + (rest > 1))
     history, best_accuracy, best_state = History(), -1.0, _state(model)
     step = 0
     bar = tqdm(total=steps, disable=not progress, leave=False, unit="batch", desc=f"epoch 1/{epochs}")
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar:
-        torch.manual_seed(seed)
+    with _random_state_kept(device), bar:
+        # Not torch.manual_seed, which also seeds every GPU, used here or not.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         order = torch.Generator().manual_seed(seed)
         try:
             for epoch in range(1, epochs + 1):
@@ -165,9 +189,9 @@ def fit(
                 model.train()
                 total, seen = torch.zeros((), device=device), 0
                 for x, y in batches(train, data, batch_size, shuffle=True, generator=order, augment=augment):
-                    step += 1
                     if len(y) < 2:  # batch-norm cannot train on one image
                         continue
+                    step += 1
                     for group in optimizer.param_groups:
                         group["lr"] = lr * _schedule(step, steps)
                     optimizer.zero_grad(set_to_none=True)
@@ -181,10 +205,12 @@ def fit(
                     seen += len(y)
                     bar.update()
                     if callback and (step % callback_every == 0 or step == steps):
-                        callback(Progress(model, objective, step, steps, epoch, loss.item()))
+                        with _random_state_kept(device):
+                            callback(Progress(model, objective, step, steps, epoch, loss.item()))
                         model.train()
-                mean_loss = (total / max(seen, 1)).item()
-                if not math.isfinite(mean_loss):
+                mean_loss = (total / seen).item()
+                # The last step of all can break the weights after the last loss was fine.
+                if not math.isfinite(mean_loss) or _broken_parameters(model):
                     _raise_diverged(model, x, epoch)
                 accuracy = _accuracy(model, held_out, data) if len(held_out) else math.nan
                 _record(history, model, mean_loss, accuracy, time.perf_counter() - started)
@@ -229,15 +255,26 @@ def evaluate(model: nn.Module, data: ImageData, split: str = "test", batch_size:
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, split: Split, data: ImageData, batch_size: int = 1000) -> float:
+    if not len(split):
+        raise ValueError("there are no images to evaluate on")
     parameter = next(model.parameters(), None)
-    training = model.training
-    model.eval()
-    try:
-        device = parameter.device if parameter is not None else None
+    device = parameter.device if parameter is not None else None
+    with evaluation_mode(model):
         correct = sum((model(x).argmax(1) == y).sum() for x, y in batches(split, data, batch_size, device=device))
-    finally:
-        model.train(training)
     return int(correct) / len(split)
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # torch raises a different kind for each way in which a device can be unusable
+        raise ValueError(f"this machine cannot train on the device {device!r}: {error}") from error
+
+
+def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _split(split: Split, validation: float, seed: int, device: torch.device) -> tuple[Split, Split]:
@@ -264,24 +301,34 @@ def _record(history: History, model: nn.Module, loss: float, accuracy: float, se
     history.seconds.append(seconds)
     for name, module in model.named_modules():
         if isinstance(module, PACT):
+            # The optimizer's last step may have gone below; PACT itself mends that only when it is next used.
+            module.alpha.data.clamp_(min=ALPHA_MIN)
             history.alphas.setdefault(name, []).append(module.alpha.item())
 
 
+def _broken_parameters(model: nn.Module) -> list[str]:
+    return [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+
+
 def _raise_diverged(model: nn.Module, x: Tensor, epoch: int) -> None:
-    broken = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
-    layer = broken[0].rpartition(".")[0] if broken else _first_infinite_output(model, x)
+    layers = [name.rpartition(".")[0] or name for name in _broken_parameters(model)] or _infinite_outputs(model, x)
+    where = f", first seen in layer {layers[0]!r}" if layers else ", though every layer's output is finite"
     raise TrainingDiverged(
-        f"the loss became infinite or not a number in epoch {epoch}, first seen in layer {layer!r}; "
+        f"the loss became infinite or not a number in epoch {epoch}{where}; "
         "the model is back at its last good weights. Try a lower learning rate"
     )
 
 
 @torch.no_grad()
-def _first_infinite_output(model: nn.Module, x: Tensor) -> str:
+def _infinite_outputs(model: nn.Module, x: Tensor) -> list[str]:
     found: list[str] = []
 
     def looker(name: str) -> Any:
-        return lambda module, inputs, output: None if bool(output.isfinite().all()) else found.append(name)
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not bool(output.isfinite().all()):
+                found.append(name)
+
+        return look
 
     leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
     handles = [m.register_forward_hook(looker(n)) for n, m in leaves]
@@ -290,4 +337,4 @@ def _first_infinite_output(model: nn.Module, x: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else "the loss"
+    return found

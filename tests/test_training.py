@@ -1,0 +1,492 @@
+import copy
+import math
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from qsal_helpers import PACT, SaliencyGuided, build_model, evaluate, fit, load_data, quantize
+from qsal_helpers.data import ImageData, Split
+from qsal_helpers.quantization import ALPHA_MIN
+from qsal_helpers.training import History, TrainingDiverged, cross_entropy
+
+settings.register_profile("qsal", deadline=None, derandomize=True)
+settings.load_profile("qsal")
+
+
+def toy_data(n=200, seed=0, size=8):
+    """Three classes of 8 x 8 images: which third of the rows is bright; and test images that are poison."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    images = torch.randint(0, 90, (n, 1, size, size), generator=generator)
+    rows = torch.arange(size) * 3 // size
+    images += 120 * (rows[None, :, None] == labels[:, None, None])[:, None]
+    return ImageData("toy", Split(images.to(torch.uint8), labels), Poison(), ("a", "b", "c"), (0.3,), (0.3,))
+
+
+class Poison:
+    """Test images that nobody may look at."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"training looked at the test images: {name}")
+
+    def __len__(self):
+        raise AssertionError("training looked at the test images")
+
+
+def net(precision="fp32", dropout=0.0, seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout), nn.MaxPool2d(3), nn.Flatten()]
+    return quantize(nn.Sequential(*layers, nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), precision)
+
+
+def run(model, data=None, **options):
+    return fit(model, data or toy_data(), **{"epochs": 2, "batch_size": 32, "progress": False, **options})
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def numbers(history):
+    return history.loss, history.validation_accuracy, history.alphas, history.best_epoch
+
+
+# ---------------------------------------------------------------- the same numbers again
+
+
+@pytest.mark.parametrize("objective", [cross_entropy, SaliencyGuided(0.5), SaliencyGuided.as_published(0.5)])
+@pytest.mark.parametrize("precision", ["fp32", "w2a2"])
+def test_the_same_seed_gives_the_same_numbers_to_the_bit_and_another_seed_others(objective, precision):
+    results = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(torch.seed() % 1000)  # whatever the user's own random state is
+        model = net(precision, dropout=0.2)
+        results.append((numbers(run(model, objective=objective, seed=seed, augment=True)), state(model)))
+    assert results[0][0] == results[1][0] and same(results[0][1], results[1][1])
+    assert results[0][0] != results[2][0] and not same(results[0][1], results[2][1])
+
+
+def test_the_users_random_numbers_are_left_alone():
+    model = net(dropout=0.5)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    run(model, objective=SaliencyGuided(0.5), augment=True)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+def test_a_callback_that_draws_random_numbers_does_not_change_the_training():
+    results = []
+    for callback in (None, lambda progress: (torch.rand(7), progress.model.eval())):
+        model = net(dropout=0.5)
+        results.append(numbers(run(model, objective=SaliencyGuided(0.5), callback=callback, callback_every=1)))
+    assert results[0] == results[1]
+
+
+def test_an_objective_with_a_schedule_starts_anew_in_every_fit_and_stays_as_it_was():
+    objective = SaliencyGuided(0.5, ramp_steps=4)
+    first, second = (numbers(run(net(), objective=objective)) for _ in range(2))
+    assert first == second
+    assert objective == SaliencyGuided(0.5, ramp_steps=4) and objective.terms == {} and objective._calls == 0
+
+
+# ---------------------------------------------------------------- validation and the best epoch
+
+
+def test_the_test_images_are_never_looked_at():
+    assert run(net("w4a4"), objective=SaliencyGuided(0.5)).epochs == 2  # toy_data's test images would raise
+
+
+def test_training_and_validation_images_are_apart_and_together_all_training_images():
+    data, seen = toy_data(101), {True: set(), False: set()}
+    model = net()
+    model.register_forward_hook(lambda m, i, o: seen[m.training].update(x.sum().item() for x in i[0]))
+    run(model, data, validation=0.25, batch_size=20, epochs=1)
+    everything = {x.sum().item() for x in data.normalise(data.train.images)}
+    assert len(everything) == 101
+    assert len(seen[False]) == 25 and len(seen[True]) == 76 and seen[True] | seen[False] == everything
+
+
+def test_the_weights_of_the_epoch_that_was_best_on_validation_are_kept():
+    states, model = [], net("w4a4")
+    accuracies = iter([0.5, 0.9, 0.9, 0.7])
+
+    def accuracy(*_):
+        states.append(state(model))
+        return next(accuracies)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qsal_helpers.training._accuracy", accuracy)
+        history = run(model, epochs=4)
+    assert history.best_epoch == 2 and history.validation_accuracy == [0.5, 0.9, 0.9, 0.7]  # the first of equals
+    assert same(state(model), states[1]) and not same(states[1], states[2])
+
+
+def test_the_history_tells_what_the_kept_model_reaches_on_its_validation_images():
+    data, model = toy_data(), net("w4a4")
+    history = run(model, data, epochs=4, seed=5, validation=0.3)
+    held_out = torch.randperm(200, generator=torch.Generator().manual_seed(5))[:60]
+    reached = evaluate(model, ImageData("v", data.train, data.train[held_out], *data_rest(data)))
+    assert reached == max(history.validation_accuracy) == history.validation_accuracy[history.best_epoch - 1]
+    assert history.epochs == 4 == len(history.seconds) and all(s > 0 for s in history.seconds)
+    assert str(history) == f"validation accuracy {reached:.1%} (epoch {history.best_epoch} of 4)"
+
+
+def data_rest(data):
+    return data.class_names, data.mean, data.std
+
+
+def test_without_validation_the_last_epoch_is_kept_and_the_history_says_so():
+    model, states = net("w4a4"), []
+    history = run(model, validation=0, epochs=3, callback_every=10**6, callback=lambda p: states.append(state(p.model)))
+    assert history.best_epoch == 3 and all(math.isnan(a) for a in history.validation_accuracy)
+    assert same(state(model), states[-1]) and len(states) == 1
+    assert str(history) == f"loss {history.loss[-1]:.3f} (epoch 3, no validation)"
+
+
+def test_alphas_are_recorded_each_epoch_and_never_at_or_below_zero():
+    model = net("w4a4")
+    for module in model.modules():
+        if isinstance(module, PACT):
+            module.alpha.data.fill_(0.011)
+    history = run(model, validation=0, objective=lambda m, x, y: m(x).square().mean() * 10, epochs=2)
+    assert list(history.alphas) == ["2", "7"] and all(len(a) == 2 for a in history.alphas.values())
+    assert min(min(a) for a in history.alphas.values()) >= 0.999 * ALPHA_MIN
+    assert all(p.alpha >= 0.999 * ALPHA_MIN for p in model.modules() if isinstance(p, PACT))
+
+
+# ---------------------------------------------------------------- callbacks and interrupts
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, list(range(1, 13))), (5, [5, 10, 12]), (4, [4, 8, 12]), (99, [12])]
+)
+def test_the_callback_comes_every_so_many_steps_and_after_the_last(every, expected):
+    steps = []
+    run(net(), callback=lambda p: steps.append((p.step, p.steps, p.epoch)), callback_every=every)
+    assert [s for s, _, _ in steps] == expected
+    assert all(total == 12 and epoch == 1 + (s > 6) for s, total, epoch in steps)
+
+
+def test_a_last_batch_of_one_image_is_left_out_and_the_last_callback_still_comes():
+    sizes, steps = [], []
+
+    def objective(model, x, y):
+        sizes.append(len(y))
+        return cross_entropy(model, x, y)
+
+    run(net(), toy_data(65), objective=objective, validation=0, callback=lambda p: steps.append((p.step, p.steps)))
+    assert sizes == [32, 32, 32, 32] and steps == [(4, 4)]
+
+
+def test_the_callback_sees_the_model_the_copied_objective_and_the_last_loss():
+    objective, seen = SaliencyGuided(0.5), []
+    model = net()
+    run(model, objective=objective, callback=seen.append, callback_every=1, epochs=1)
+    for progress in seen:
+        assert progress.model is model and progress.objective is not objective
+        assert math.isfinite(progress.loss) and progress.objective.terms["divergence"] >= 0
+
+
+@pytest.mark.parametrize("at", [1, 3, 8])
+def test_an_interrupt_leaves_model_and_history_usable_and_fit_can_go_on(at, capsys):
+    model = net("w4a4", dropout=0.2)
+    start = state(model)
+
+    def interrupt(progress):
+        if progress.step == at:
+            raise KeyboardInterrupt
+
+    history = run(model, callback=interrupt, callback_every=1, objective=SaliencyGuided(0.5))
+    assert history.interrupted and history.epochs == history.best_epoch == (1 if at > 6 else 0)
+    assert f"interrupted in epoch {2 if at > 6 else 1}" in capsys.readouterr().out
+    assert not model.training and str(history)
+    assert at > 6 or same(state(model), start)
+    again = run(model, objective=SaliencyGuided(0.5))
+    assert again.epochs == 2 and not again.interrupted
+
+
+def test_an_interrupt_in_the_middle_of_the_masked_pass_leaves_batch_norm_as_it_was():
+    model, calls = net(), []
+
+    def interrupt(module, inputs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    handle = model[6].register_forward_pre_hook(interrupt)
+    assert run(model, objective=SaliencyGuided(0.5)).interrupted
+    handle.remove()
+    assert model[1].track_running_stats and run(model).epochs == 2
+
+
+def test_an_error_in_a_callback_comes_through_and_the_model_holds_its_last_good_weights():
+    model = net()
+    start = state(model)
+
+    def fail(progress):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        run(model, callback=fail, callback_every=2)
+    assert same(state(model), start) and not model.training
+
+
+# ---------------------------------------------------------------- when it goes wrong
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w4a4"])
+def test_a_loss_that_is_not_a_number_names_layer_and_epoch_and_brings_the_weights_back(precision):
+    model = net(precision)
+    kept = []
+
+    def objective(model, x, y):
+        kept.append(1)
+        if len(kept) == 9:  # in the second epoch
+            model[6].weight.data[0, 0] = math.nan
+        return cross_entropy(model, x, y)
+
+    with pytest.raises(TrainingDiverged, match=r"not a number in epoch 2, first seen in layer '6'"):
+        run(model, objective=objective)
+    assert all(v.isfinite().all() for v in model.state_dict().values())
+    assert run(model).epochs == 2
+
+
+def test_a_layer_that_makes_infinities_from_finite_weights_is_named():
+    class Log(nn.Module):
+        def forward(self, x):
+            return torch.log(x * 0)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), Log())
+    with pytest.raises(TrainingDiverged, match="in epoch 1, first seen in layer '2'"):
+        run(model)
+
+
+def test_a_loss_of_the_users_own_that_is_infinite_is_told_apart_from_a_layer():
+    with pytest.raises(TrainingDiverged, match="every layer's output is finite"):
+        run(net(), objective=lambda m, x, y: cross_entropy(m, x, y) / 0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w4a4", "w2a2"])
+@pytest.mark.parametrize("lr", [1e12, 1e38])
+def test_an_exploding_learning_rate_ends_in_a_sentence_or_in_finite_weights(precision, lr):
+    model = net(precision)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            run(model, lr=lr)
+        except TrainingDiverged as error:
+            assert "lower learning rate" in str(error)
+    assert all(v.isfinite().all() for v in model.state_dict().values())
+
+
+def test_weights_broken_by_the_very_last_step_are_noticed_too():
+    class BreakBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * math.nan
+
+    steps = []
+
+    def objective(model, x, y):
+        steps.append(1)
+        loss = cross_entropy(model, x, y)
+        return BreakBackward.apply(loss) if len(steps) == 6 else loss
+
+    model = net()
+    with pytest.raises(TrainingDiverged, match="epoch 1"):
+        run(model, objective=objective, epochs=1)
+    assert all(v.isfinite().all() for v in model.state_dict().values())
+
+
+def test_an_alpha_that_becomes_not_a_number_is_reported_by_its_layer():
+    model = net("w4a4")
+
+    def objective(model, x, y):
+        model[7].alpha.data.fill_(math.nan)
+        return cross_entropy(model, x, y)
+
+    with pytest.raises(TrainingDiverged, match="layer '7'"):
+        run(model, objective=objective)
+
+
+def test_a_collapse_of_the_accuracy_warns_and_the_best_epoch_is_kept():
+    def objective(model, x, y):
+        objective.steps += 1
+        if objective.steps > 12:
+            model[8].weight.data.zero_(), model[8].bias.data.copy_(torch.tensor([9.0, 0.0, 0.0]))
+        return cross_entropy(model, x, y)
+
+    objective.steps = 0
+    model = net()
+    with pytest.warns(UserWarning, match=r"fell from \d+\.\d% to \d+\.\d% in epoch 3; a lower learning rate"):
+        history = run(model, objective=objective, epochs=3, lr=0.1)
+    assert history.best_epoch in (1, 2)
+
+
+def test_a_diverged_training_in_its_first_epoch_gives_back_the_weights_it_was_given():
+    model = net("w4a4")
+    start = state(model)
+    with pytest.raises(TrainingDiverged):
+        run(model, objective=lambda m, x, y: cross_entropy(m, x, y) * math.nan)
+    assert same(state(model), start)
+
+
+# ---------------------------------------------------------------- learning, frozen parts, evaluate
+
+
+def test_lenet5_learns_2000_digits_in_3_epochs():
+    data = load_data("mnist", size=2000)
+    torch.manual_seed(0)
+    model = build_model("lenet5")
+    assert evaluate(model, data) < 0.3
+    fit(model, data, epochs=3, batch_size=32, progress=False)
+    assert evaluate(model, data) > 0.85
+
+
+@pytest.mark.parametrize("precision", ["w4a4", "mixed-4/2", "w2a2"])
+def test_quantized_and_guided_networks_learn_the_toy_task(precision):
+    history = run(net(precision), toy_data(600), objective=SaliencyGuided(0.3), epochs=8, lr=0.1)
+    assert max(history.validation_accuracy) > 0.9
+
+
+def test_a_frozen_parameter_stays_and_the_decay_reaches_alpha():
+    model = net("w4a4")
+    model[0].weight.requires_grad_(False)
+    weight, alpha = model[0].weight.clone(), model[7].alpha.item()
+    run(model, objective=lambda m, x, y: m(x).sum() * 0, weight_decay=0.5, validation=0)
+    assert torch.equal(model[0].weight, weight) and model[7].alpha.item() < alpha
+    for p in model.parameters():
+        p.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter that could be trained"):
+        run(model)
+
+
+def test_evaluate_counts_right_answers_and_leaves_modes_and_weights_alone():
+    data = toy_data(90)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Dropout(0.9), nn.BatchNorm1d(3).eval())
+    nn.init.zeros_(model[1].weight), model[1].bias.data.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    before = state(model)
+    assert evaluate(model, data, "train", batch_size=7) == 30 / 90
+    assert same(state(model), before)
+    assert [m.training for m in model] == [True, True, True, False]
+
+
+def test_evaluate_refuses_an_unknown_split_and_no_images():
+    data = toy_data(90)
+    with pytest.raises(ValueError, match="split must be 'train' or 'test'"):
+        evaluate(net(), data, "validation")
+    nothing = ImageData("none", data.train[:0], data.train[:0], *data_rest(data))
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(net(), nothing)
+
+
+def test_an_empty_history_can_be_printed():
+    assert str(History()) == "no epoch finished" and History().epochs == 0
+
+
+# ---------------------------------------------------------------- bad arguments
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"epochs": -1},
+        {"epochs": 1.5},
+        {"epochs": "3"},
+        {"epochs": None},
+        {"epochs": True},
+        {"batch_size": 1},
+        {"batch_size": 2.5},
+        {"lr": 0},
+        {"lr": -0.1},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"lr": "fast"},
+        {"weight_decay": -1},
+        {"weight_decay": math.nan},
+        {"validation": 1},
+        {"validation": -0.1},
+        {"validation": math.nan},
+        {"validation": None},
+        {"callback_every": 0},
+        {"callback_every": 0.5},
+        {"seed": "zero"},
+        {"seed": None},
+        {"seed": 0.5},
+        {"device": "toaster"},
+        {"device": 3.5},
+        {"objective": "cross_entropy"},
+        {"callback": 3},
+    ],
+)
+def test_arguments_out_of_range_are_refused_before_anything_is_changed(wrong):
+    model = net()
+    start = state(model)
+    with pytest.raises((ValueError, TypeError)) as caught:
+        run(model, **wrong)
+    assert len(str(caught.value)) > 20 and same(state(model), start)
+
+
+def test_too_few_images_are_refused():
+    for n, validation in ((1, 0), (0, 0), (3, 0.5)):
+        data = toy_data(max(n, 3))
+        data = ImageData("few", data.train[:n], Poison(), *data_rest(data))
+        if n - int(n * validation) < 2:
+            with pytest.raises(ValueError, match="at least 2 are needed"):
+                run(net(), data, validation=validation)
+        else:
+            assert run(net(), data, validation=validation).epochs == 2
+
+
+anything = st.one_of(st.none(), st.booleans(), st.integers(-2, 3), st.floats(), st.text(max_size=4), st.just([]))
+
+
+@given(options=st.fixed_dictionaries({}, optional={n: anything for n in ("epochs", "lr", "validation", "seed")}))
+@settings(max_examples=60)
+def test_whatever_fit_is_given_it_trains_or_says_what_is_wrong(options):
+    model, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), toy_data(12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            history = run(model, data, **options)
+        except (ValueError, TypeError, TrainingDiverged) as error:
+            assert len(str(error)) > 15
+        else:
+            assert history.epochs == options.get("epochs", 2)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_the_plain_objective_is_the_mean_cross_entropy():
+    model, x, y = nn.Linear(4, 3).double(), torch.rand(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    expected = -F.log_softmax(model(x), 1)[range(5), y].mean()
+    torch.testing.assert_close(cross_entropy(model, x, y), expected)
+
+
+def test_an_objective_may_hold_a_teacher_network_of_its_own():
+    class Distil:
+        def __init__(self, teacher):
+            self.teacher = teacher
+
+        def __call__(self, model, x, y):
+            return F.mse_loss(model(x), self.teacher(x).detach())
+
+    objective = Distil(net(seed=1))
+    before = copy.deepcopy(state(objective.teacher))
+    assert run(net(), objective=objective).epochs == 2
+    assert same(state(objective.teacher), before)
