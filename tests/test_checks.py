@@ -1,0 +1,126 @@
+"""Each grader accepts the lesson's own solution, tells wrong answers apart in words, and survives any answer."""
+
+import math
+import re
+import threading
+
+import pytest
+import torch
+from lessons import SOURCES, read_source
+
+import qsal_helpers
+from qsal_helpers import checks
+
+# grader -> (lesson, name of the student's function, wrong answers that get different messages)
+GRADERS = {
+    "check_pact": (
+        "02_pact",
+        "my_pact",
+        [
+            lambda x, alpha, bits: x,
+            lambda x, alpha, bits: x.clamp(min=0),
+            lambda x, alpha, bits: x.clamp(0, alpha),
+            lambda x, alpha, bits: torch.round(x.clamp(0, alpha) * 2**bits / alpha) * alpha / 2**bits,
+            lambda x, alpha, bits: torch.round(x.clamp(0, alpha) * (2**bits - 1) / alpha),
+            lambda x, alpha, bits: torch.floor(x.clamp(0, alpha) * (2**bits - 1) / alpha) * alpha / (2**bits - 1),
+        ],
+    ),
+    "check_alpha_gradient": (
+        "02_pact",
+        "alpha_gradient",
+        [
+            lambda x, alpha, grad: grad * (x >= alpha),
+            lambda x, alpha, grad: (x >= alpha).sum(),
+            lambda x, alpha, grad: grad[x > alpha].sum(),
+            lambda x, alpha, grad: grad[x < alpha].sum(),
+            lambda x, alpha, grad: grad[(x > 0) & (x < alpha)].sum(),
+            lambda x, alpha, grad: grad.sum(),
+            lambda x, alpha, grad: -grad[x >= alpha].sum(),
+            lambda x, alpha, grad: (grad * (x >= alpha)).mean(),
+        ],
+    ),
+    "check_steps_to_shrink": (
+        "02_pact",
+        "steps_to_shrink",
+        [
+            lambda start, end, lr, decay: math.log(start / end) / (lr * decay),
+            lambda start, end, lr, decay: (start - end) / (10 * lr * decay),
+            lambda start, end, lr, decay: (start - end) / (10 * lr * decay * start),
+            lambda start, end, lr, decay: math.log(end / start) / (10 * lr * decay),
+            lambda start, end, lr, decay: 1.0,
+        ],
+    ),
+}
+
+each_grader = pytest.mark.parametrize("name", GRADERS)
+
+
+def grade(name, answer, capsys):
+    """Return a grader's verdict and what it printed."""
+    capsys.readouterr()
+    verdict = getattr(checks, name)(answer)
+    return verdict, capsys.readouterr().out
+
+
+def solution(lesson, function):
+    """Return the function that stands in the lesson's folded solution."""
+    text = "\n".join(cell.source for cell in read_source(SOURCES / f"{lesson}.py").cells)
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"def {function}(" in block]
+    namespace = {**vars(qsal_helpers), "torch": torch, "math": math}
+    exec(code, namespace)
+    return namespace[function]
+
+
+def test_every_grader_is_tested_here():
+    assert {name for name in vars(checks) if name.startswith("check_")} == set(GRADERS)
+
+
+@each_grader
+def test_the_solution_in_the_lesson_is_accepted(name, capsys):
+    lesson, function, _ = GRADERS[name]
+    assert grade(name, solution(lesson, function), capsys) == (True, f"{function}: correct.\n")
+
+
+@each_grader
+def test_wrong_answers_get_different_messages(name, capsys):
+    _, function, wrong = GRADERS[name]
+    outcomes = [grade(name, answer, capsys) for answer in wrong]
+    assert not any(verdict for verdict, _ in outcomes)
+    assert len({said for _, said in outcomes}) == len(wrong) >= 3
+    assert all("not right yet" in said and "stopped with" not in said for _, said in outcomes)
+
+
+@each_grader
+@pytest.mark.parametrize("nothing", [None, ...])
+def test_a_stub_left_alone_is_not_done_yet(name, nothing, capsys):
+    verdict, said = grade(name, lambda *_: nothing, capsys)
+    assert not verdict and "not done yet" in said
+
+
+@each_grader
+@pytest.mark.parametrize(
+    "answer",
+    [torch.zeros(1, 2, 3), torch.full((2, 4), math.nan), math.nan, math.inf, "two", [], object()],
+    ids=["shape", "NaN tensor", "NaN", "inf", "text", "list", "object"],
+)
+def test_an_answer_of_the_wrong_kind_is_told_so(name, answer, capsys):
+    verdict, said = grade(name, lambda *_: answer, capsys)
+    assert not verdict and "not right yet" in said
+
+
+@each_grader
+def test_an_answer_that_raises_is_named(name, capsys):
+    def answer(*_):
+        raise KeyError("oops")
+
+    verdict, said = grade(name, answer, capsys)
+    assert not verdict and "KeyError" in said and "oops" in said
+
+
+@each_grader
+def test_an_answer_that_never_ends_is_given_up(name, capsys, monkeypatch):
+    monkeypatch.setattr(checks, "TIME_LIMIT", 0.2)
+    never = threading.Event()
+    verdict, said = grade(name, lambda *_: never.wait(), capsys)
+    never.set()
+    assert not verdict and "did not finish" in said
