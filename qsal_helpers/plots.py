@@ -276,9 +276,9 @@ def plot_explanations(
         draw_image(row[0], image)
         row[0].set_title(f"image: {class_names[label]}")
         draw_prediction(row[1], probabilities[name], class_names, COLOURS.get(name, COLOURS["data"]), label)
-        row[1].set_title(f"{name}: what it says")
+        row[1].set_title(f"{name}: prediction")
         draw_map(row[2], maps[name])
-        row[2].set_title(f"{name}: what it looks at")
+        row[2].set_title(f"{name}: saliency map")
     return figure
 
 
@@ -357,14 +357,11 @@ def plot_error_density(errors: dict[str, np.ndarray]) -> Picture:
     """
     figure, axes = new_figure(1, len(errors), sharey=True)
     for ax, (title, values) in zip(axes[0], errors.items(), strict=True):
-        ax.hist(values, bins=40, range=(-0.6, 0.6), density=True, color=COLOURS["data"], label="measured")
+        ax.hist(values, bins=48, range=(-0.6, 0.6), density=True, color=COLOURS["data"], label="measured")
         ax.plot([-0.5, -0.5, 0.5, 0.5], [0, 1, 1, 0], color="black", linewidth=2, label="theory: uniform")
-        ax.set(title=title, xlabel="error (steps)")
-    axes[0, 0].set_ylabel("density (1 / step)")
+        ax.set(title=title, xlabel="error (steps)", xticks=(-0.5, 0, 0.5))
+    axes[0, 0].set(ylabel="density (1 / step)", ylim=(0, 1.2 * max(ax.get_ylim()[1] for ax in axes[0])))
     axes[0, -1].legend(loc="upper right")
-    axes[0, 0].set_ylim(0, None)
-    top = max(axes[0, 0].get_ylim()[1], 1.4)
-    axes[0, 0].set_ylim(0, top)
     return figure
 
 
@@ -445,6 +442,7 @@ def draw_weights(ax: Any, w: np.ndarray, levels: np.ndarray) -> None:
     ax.hist(np.ravel(w), bins=80, color=COLOURS["data"])
     draw_levels(ax, levels)
     ax.grid(False)
+    ax.locator_params(axis="x", nbins=5)
     ax.set(xlabel="weight", ylabel="how many")
 
 
@@ -476,7 +474,7 @@ def plot_accuracy(bits: Sequence[int], accuracies: dict[str, Sequence[float]], r
 
     Parameters
     ----------
-    accuracies : a name -> fractions correct, one for each entry of `bits`.
+    accuracies : a name -> fractions correct, one for each entry of `bits`; a shorter one covers the first entries.
     reference : fraction correct of the float network.
 
     Examples
@@ -487,7 +485,7 @@ def plot_accuracy(bits: Sequence[int], accuracies: dict[str, Sequence[float]], r
     ax = axes[0, 0]
     colours = [COLOURS["w4a4"], COLOURS["accent"], COLOURS["w2a2"], COLOURS["mixed-4/2"]]
     for (name, values), colour, marker in zip(accuracies.items(), colours, "os^D", strict=False):
-        ax.plot(bits, np.multiply(values, 100), f"{marker}-", color=colour, linewidth=2, label=name)
+        ax.plot(bits[: len(values)], np.multiply(values, 100), f"{marker}-", color=colour, linewidth=2, label=name)
     ax.axhline(100 * reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.5, label="float network")
     ax.set(title="Quantized after training", xlabel="bits", ylabel="test accuracy (%)", xticks=bits, ylim=(0, 100))
     ax.invert_xaxis()
@@ -505,12 +503,13 @@ def plot_bars(values: dict[str, float], title: str, ylabel: str, reference: floa
     figure, axes = new_figure()
     ax = axes[0, 0]
     bars = ax.bar(list(values), list(values.values()), color=COLOURS["data"])
-    ax.bar_label(bars, fmt="%.1f")
+    ax.bar_label(bars, fmt="%.1f", padding=2, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5, "alpha": 0.8})
+    ax.margins(y=0.25)
     if reference is not None:
         ax.axhline(
             reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.5, label=f"float network {reference:.1f}"
         )
-        ax.legend(loc="lower right", frameon=True)
+        ax.legend(loc="upper right")
     ax.grid(False, axis="x")
     ax.set(title=title, ylabel=ylabel)
     return figure
@@ -535,6 +534,7 @@ def plot_bits(w: np.ndarray, quantized: np.ndarray, bits: int, accuracies: dict[
     error = np.ravel(np.subtract(quantized, w))
     widest = float(np.abs(w).max()) / 2
     axes[0, 1].hist(error, bins=81, range=(-widest, widest), color=COLOURS["accent"])
+    axes[0, 1].locator_params(axis="x", nbins=4)
     axes[0, 1].set(title=f"error: {np.sqrt(np.mean(error**2)):.4f} rms", xlabel="quantized - weight", ylabel="how many")
     axes[0, 2].plot(list(accuracies), [100 * a for a in accuracies.values()], "o-", color=COLOURS["random"])
     axes[0, 2].plot(bits, 100 * accuracies[bits], "o", color=COLOURS["w2a2"], markersize=12)
@@ -588,7 +588,7 @@ def plot_paths(paths: dict[str, np.ndarray], levels: np.ndarray, target: float) 
         ax.step(range(len(path)), path[:, 1], color=COLOURS["w2a2"], linewidth=2, label="quantized")
         ax.set(title=title, xlabel="training step")
     axes[0, 0].set_ylabel("value")
-    axes[0, -1].legend(loc="center right", frameon=True)
+    axes[0, 0].legend(loc="upper left")
     return figure
 
 
@@ -816,7 +816,8 @@ def saliency_grid(
     tops = np.broadcast_to(np.quantile(np.abs(stack), 0.99, axis=axis, keepdims=True), (rows, columns - 1, 1, 1))
     if shared == "map":
         stack, tops = stack / np.maximum(tops, 1e-12), np.ones_like(tops)
-    figure, axes = new_figure(rows, columns, height=9 / columns * rows + 1)
+    side = min(7.8 / columns, 2)
+    figure, axes = new_figure(rows, columns, width=side * columns + 1.2, height=side * rows + 0.9)
     pictures = np.empty((rows, columns - 1), dtype=object)
     for i in range(rows):
         draw_image(axes[i, 0], images[i])
