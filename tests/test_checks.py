@@ -11,6 +11,17 @@ from lessons import SOURCES, read_source
 import qsal_helpers
 from qsal_helpers import checks
 
+
+def gradient(model, x, target, scores=lambda logits, target: logits.gather(1, target[:, None])):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(scores(model(x), target).sum(), x)[0]
+
+
+def integrated(model, x, baseline, target, steps, start=None):
+    start = baseline if start is None else start
+    return sum(gradient(model, start + (k + 0.5) / steps * (x - start), target) for k in range(steps)) / steps
+
+
 # grader -> (lesson, name of the student's function, wrong answers that get different messages)
 GRADERS = {
     "check_pact": (
@@ -48,6 +59,53 @@ GRADERS = {
             lambda start, end, lr, decay: (start - end) / (10 * lr * decay * start),
             lambda start, end, lr, decay: math.log(end / start) / (10 * lr * decay),
             lambda start, end, lr, decay: 1.0,
+        ],
+    ),
+    "check_gradient_map": (
+        "03_saliency_maps",
+        "gradient_map",
+        [
+            lambda model, x, target: gradient(model, x, target),
+            lambda model, x, target: gradient(model, x, target).sum(1),
+            lambda model, x, target: gradient(model, x, target).sum(1).abs(),
+            lambda model, x, target: gradient(model, x, target).abs()[:, 0],
+            lambda model, x, target: gradient(model, x, target).abs().mean(1),
+            lambda model, x, target: gradient(model, x, target).abs().sum(1) / len(x),
+            lambda model, x, target: gradient(model, x, target, lambda z, _: z).abs().sum(1),
+            lambda model, x, target: gradient(model, x, target, lambda z, _: z.amax(1)).abs().sum(1),
+            lambda model, x, target: (
+                gradient(model, x, target, lambda z, t: z.softmax(1).gather(1, t[:, None])).abs().sum(1)
+            ),
+        ],
+    ),
+    "check_integrated_gradients": (
+        "03_saliency_maps",
+        "my_integrated_gradients",
+        [
+            lambda model, x, baseline, target, steps: integrated(model, x, baseline, target, steps),
+            lambda model, x, baseline, target, steps: x * integrated(model, x, baseline, target, steps),
+            lambda model, x, baseline, target, steps: (baseline - x) * integrated(model, x, baseline, target, steps),
+            lambda model, x, baseline, target, steps: (
+                steps * (x - baseline) * integrated(model, x, baseline, target, steps)
+            ),
+            lambda model, x, baseline, target, steps: (
+                (x - baseline) * integrated(model, x, baseline, target, steps)
+            ).sum(1),
+            lambda model, x, baseline, target, steps: (x - baseline) * gradient(model, x, target),
+            lambda model, x, baseline, target, steps: x * integrated(model, x, baseline, target, steps, 0 * x),
+            lambda model, x, baseline, target, steps: gradient(model, x, target),
+        ],
+    ),
+    "check_foreground_share": (
+        "03_saliency_maps",
+        "foreground_share",
+        [
+            lambda maps, mask: (maps * mask).sum() / maps.sum(),
+            lambda maps, mask: (maps * mask).sum((1, 2)),
+            lambda maps, mask: (maps * ~mask).sum((1, 2)) / maps.sum((1, 2)),
+            lambda maps, mask: (maps * mask).sum((1, 2)) / mask.sum((1, 2)),
+            lambda maps, mask: (maps * mask).mean((1, 2)),
+            lambda maps, mask: mask.float().mean((1, 2)),
         ],
     ),
 }
