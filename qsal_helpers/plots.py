@@ -604,11 +604,12 @@ def draw_activations(ax: Any, x: np.ndarray, bits: int, alpha: float) -> None:
     >>> draw_activations(axes[0, 0], np.linspace(0, 5, 99), bits=2, alpha=2.0)
     """
     x = np.ravel(x)
-    ax.hist(x[x > 0], bins=60, color=COLOURS["data"])
+    ax.hist(x[x > 0], bins=60, color=COLOURS["data"], histtype="stepfilled")  # one shape draws faster than 60 bars
     ax.axvspan(alpha, max(x.max(), alpha), color=COLOURS["accent"], alpha=0.2, linewidth=0, label="clipped")
     draw_levels(ax, np.linspace(0, alpha, 2**bits))
     ax.grid(False)
     ax.set(xlabel="activation", ylabel="how many", yscale="log")
+    ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     ax.legend(loc="upper right", frameon=True)
 
 
@@ -873,7 +874,7 @@ def curves_with_intervals(
             ax.set_xscale("log")
     axes[0, 0].set_ylabel(ylabel)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
     return figure
 
 
@@ -892,7 +893,13 @@ def draw_curves(ax: Any, curves: dict[str, np.ndarray], x: np.ndarray) -> None:
         ax.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
 
 
-def distributions(panels: dict[str, dict[str, np.ndarray]], columns: int = 2, log: bool = False) -> Picture:
+def distributions(
+    panels: dict[str, dict[str, np.ndarray]],
+    xlabels: Sequence[str],
+    columns: int = 2,
+    log: bool = False,
+    sharex: bool = False,
+) -> Picture:
     """Return, for each panel, how a number is spread over the images: a row a name.
 
     A dot is the median, a thick line the middle half of the images, a thin one the middle nine tenths.
@@ -900,26 +907,30 @@ def distributions(panels: dict[str, dict[str, np.ndarray]], columns: int = 2, lo
 
     Parameters
     ----------
-    panels : the axis label -> a name -> one number an image, ``(N,)``. NaN is left out.
+    panels : a panel's title -> a name -> one number an image, ``(N,)``. NaN is left out.
+    xlabels : what the numbers of each panel are, with the unit or the direction that is good.
     columns : how many panels stand side by side.
     log : logarithmic axes.
+    sharex : one range for all panels.
 
     Examples
     --------
     >>> values = np.linspace(0, 1, 20)
-    >>> figure = distributions({"Gini (higher is more focused)": {"gradient": values, "random": values / 2}})
+    >>> figure = distributions({"Focus": {"gradient": values, "random": values / 2}}, ["Gini index"])
     """
     most = max(len(groups) for groups in panels.values())
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = new_figure(rows, columns, height=rows * (0.32 * most + 1.1), sharey="row")
+    figure, axes = new_figure(rows, columns, height=rows * (0.32 * most + 1.5), sharey="row", sharex=sharex)
     for ax in axes.flat[len(panels) :]:
         ax.axis("off")
-    for ax, (label, groups) in zip(axes.flat, panels.items(), strict=False):
+    for ax, (title, groups), xlabel in zip(axes.flat, panels.items(), xlabels, strict=False):
         _draw_spreads(ax, groups)
-        ax.set_xlabel(label)
+        ax.set(title=title, xlabel=xlabel)
         if log:
             ax.set_xscale("log")
+        else:
+            ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
     return figure
 
 
@@ -967,11 +978,11 @@ def plot_method(image: np.ndarray, saliency: np.ndarray, deletion: dict[str, np.
 
 
 def plot_completeness(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Picture:
-    """Return how an output changes on the way from black to an image, beside the sum of the gradients on that way.
+    """Return how a logit changes on the way from black to an image, beside the sum of the gradients on that way.
 
     Parameters
     ----------
-    panels : a model's name -> (the change of the output, the sum of gradients up to there), each ``(steps + 1,)``.
+    panels : a model's name -> (the change of the logit, the sum of gradients up to there), each ``(steps + 1,)``.
 
     Examples
     --------
@@ -981,9 +992,9 @@ def plot_completeness(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictu
     figure, axes = new_figure(1, len(panels), height=3.8, sharey=True)
     for ax, (name, (change, summed)) in zip(axes[0], panels.items(), strict=True):
         way = np.linspace(0, 100, len(change))
-        ax.plot(way, change, color="black", linewidth=2, label="what the output does")
+        ax.plot(way, change, color="black", linewidth=2, label="what the logit does")
         ax.plot(way, summed, "--", color=METHOD_COLOURS["integrated_gradients"], linewidth=2, label="gradients summed")
-        ax.set(title=name, xlabel="way from black to the image (%)")
-    axes[0, 0].set_ylabel("change of the output")
+        ax.set(title=name, xlabel="way to the image (%)")
+    axes[0, 0].set_ylabel("change of the logit")
     axes[0, 0].legend(loc="upper left")
     return figure

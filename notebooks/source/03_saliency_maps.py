@@ -216,8 +216,9 @@ for n, values in agreement.items():
     print(f"{n:2} samples: two draws agree with a rank correlation of {values.median():.2f} (median of the images)")
 
 # %%
-smoothed = {f"{n} samples": smooth(n, seed=0)[:3] for n in SAMPLES}
-plots.saliency_grid(images[:3], {"gradient": maps["gradient"][:3]} | smoothed, shared="map", row_titles=names)
+smoothed = {f"n = {n}": smooth(n, seed=0)[:3] for n in SAMPLES}
+columns = {"gradient": maps["gradient"][:3]} | smoothed
+plots.saliency_grid(images[:3], columns, shared="map", row_titles=names, title="SmoothGrad with n samples")
 
 # %% [markdown]
 # Here each map is shown as a share of its own largest values: what counts is the shape.
@@ -295,7 +296,8 @@ METHODS = [
     *("grad_cam", "guided_backprop", "random"),
 ]
 maps = {method: saliency_map(fp32, x, target, method, **OPTIONS.get(method, {})) for method in METHODS}
-plots.saliency_grid(images[:4], {name: m[:4] for name, m in maps.items()}, shared="map")
+first = {name: m[:4] for name, m in maps.items()}
+plots.saliency_grid(images[:4], first, shared="map", title="Seven methods, one network")
 
 # %% [markdown]
 # Seven maps of each image. Some look like what a human would have drawn. That is a statement about us.
@@ -364,24 +366,24 @@ widgets.method_panel(images[:shown].numpy(), {name: few[name] for name in order}
 
 # %%
 mask = metrics.object_mask(images)
-panels = {
-    "deletion area (lower is better)": lambda m: metrics.deletion_auc(fp32, x, m, target),
-    "insertion area (higher is better)": lambda m: metrics.insertion_auc(fp32, x, m, target),
-    "Gini index (higher is more focused)": metrics.gini,
-    "foreground mass (share on the object)": lambda m: metrics.foreground_mass(m, mask),
+measures = {
+    "deletion area": lambda m: metrics.deletion_auc(fp32, x, m, target),
+    "insertion area": lambda m: metrics.insertion_auc(fp32, x, m, target),
+    "Gini index": metrics.gini,
+    "foreground mass": lambda m: metrics.foreground_mass(m, mask),
 }
-scores = {label: {name: score(m) for name, m in maps.items()} for label, score in panels.items()}
-plots.distributions({label: {n: v.numpy() for n, v in rows.items()} for label, rows in scores.items()})
+scores = {label: {name: measure(m).numpy() for name, m in maps.items()} for label, measure in measures.items()}
+plots.distributions(scores, ["lower is better", "higher is better", "higher is more focused", "share on the object"])
 
 # %% [markdown]
 # A dot is the median, the thick line holds the middle half of the images, the thin one nine tenths. The dashed line
 # is the random map's median.
 
 # %%
-table = pd.DataFrame({label.split(" (")[0]: {n: v.mean() for n, v in rows.items()} for label, rows in scores.items()})
-table["pointing game"] = {name: metrics.pointing_game(m, mask).mean() for name, m in maps.items()}
-table["entropy"] = {name: metrics.entropy(m).mean() for name, m in maps.items()}
-table.astype(float).round(3)
+table = {label: {name: values.mean() for name, values in rows.items()} for label, rows in scores.items()}
+table["pointing game"] = {name: metrics.pointing_game(m, mask).mean().item() for name, m in maps.items()}
+table["entropy"] = {name: metrics.entropy(m).mean().item() for name, m in maps.items()}
+pd.DataFrame(table).round(3)
 
 # %% [markdown]
 # Read the means row by row. Integrated gradients seem to win everything: they delete fast, they are focused, and all
@@ -404,9 +406,11 @@ twins = {
 }
 plots.distributions(
     {
-        "rank correlation with an untrained network": {m: v.numpy() for m, v in check.items()},
-        "rank correlation with the trained twin": {m: v.numpy() for m, v in twins.items()},
-    }
+        "with an untrained network": {m: v.numpy() for m, v in check.items()},
+        "with the trained twin": {m: v.numpy() for m, v in twins.items()},
+    },
+    ["rank correlation (0 is sane)", "rank correlation"],
+    sharex=True,
 )
 
 # %% [markdown]
@@ -429,7 +433,11 @@ suspects = {
     "random": maps["random"],
 }
 plots.saliency_grid(
-    images[:4], {name: m[:4] for name, m in suspects.items()}, shared="map", row_titles=names, unit="integrated grad."
+    images[:4],
+    {name: m[:4] for name, m in suspects.items()},
+    shared="map",
+    row_titles=names,
+    title="Integrated gradients, and two maps of no network",
 )
 
 # %%
@@ -531,7 +539,12 @@ for name, network in networks.items():
 # %%
 gradients = {name: m.abs() for name, m in signed.items()}
 plots.saliency_grid(
-    images[:4], {n: m[:4] for n, m in gradients.items()}, shared="row", row_titles=names, unit="|gradient|"
+    images[:4],
+    {n: m[:4] for n, m in gradients.items()},
+    shared="row",
+    row_titles=names,
+    unit="|gradient|",
+    title="One image, four networks, one scale",
 )
 
 # %% [markdown]
@@ -540,13 +553,11 @@ plots.saliency_grid(
 
 # %%
 others = {name: m for name, m in gradients.items() if name != "fp32"} | {"random": maps["random"]}
-measures = {
-    "rank correlation with fp32's map": metrics.rank_correlation,
-    "shared top tenth of the pixels (chance: 0.1)": metrics.top_k_overlap,
+kinship = {
+    label: {name: measure(gradients["fp32"], m).numpy() for name, m in others.items()}
+    for label, measure in (("all pixels", metrics.rank_correlation), ("top tenth", metrics.top_k_overlap))
 }
-plots.distributions(
-    {label: {n: f(gradients["fp32"], m).numpy() for n, m in others.items()} for label, f in measures.items()}
-)
+plots.distributions(kinship, ["rank correlation with fp32's map", "share in common with fp32's top tenth"])
 
 # %% [markdown]
 # The twin is the noise floor: nothing but the random start separates it from fp32. It even starts at a disadvantage,
@@ -571,7 +582,9 @@ quality = {
     label: {name: score(network, gradients[name]).numpy() for name, network in networks.items()}
     for label, score in looked.items()
 }
-plots.distributions(quality)
+plots.distributions(
+    quality, ["higher is more focused", "share on the object", "below 0 is better", "above 0 is better"]
+)
 
 # %%
 pd.DataFrame({label: {name: values.mean() for name, values in rows.items()} for label, rows in quality.items()}).round(
@@ -610,7 +623,10 @@ plots.plot_completeness({name: along(networks[name], 0) for name in ("fp32", "w4
 quantized = ["fp32", "w4a4", "w2a2"]
 missed = {n: {s: completeness_error(networks[n], x, target, steps=s) for s in (8, 64)} for n in quantized}
 plots.distributions(
-    {f"completeness error, {s} steps": {n: missed[n][s].numpy() for n in quantized} for s in (8, 64)}, log=True
+    {f"{s} steps": {n: missed[n][s].numpy() for n in quantized} for s in (8, 64)},
+    ["completeness error (share of the change)"] * 2,
+    log=True,
+    sharex=True,
 )
 
 # %%
