@@ -123,7 +123,7 @@ plots.plot_explanations(
 # |---|---|
 # | 00 Start here | What is this about, and does it run here? |
 # | [01 Quantization basics](01_quantization.ipynb) | What is lost when a number is rounded, and when does it matter? |
-# | 02 PACT | Can a network learn how far its numbers should reach? |
+# | [02 PACT](02_pact.ipynb) | Can a network learn how far its numbers should reach? |
 # | 03 Saliency maps | Which pixels does an output hang on, and how do we know? |
 # | 04 Saliency-guided training | Can training make the maps clearer? |
 # | 05 The combined method | What happens when both are trained at once? |

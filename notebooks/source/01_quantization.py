@@ -142,9 +142,9 @@ for name, error in errors.items():
 plots.plot_error_density(errors)
 
 # %% [markdown]
-# With 6 bits theory and measurement agree. With 2 bits the step is wider than the bell itself: the places between
-# two levels are no longer equally likely, and the theory fails. So use $s^2/12$ where a step is small compared with
-# the spread of the values, and measure where it is not.
+# With 6 bits theory and measurement agree. With 2 bits a step is more than twice as wide as the bell's standard
+# deviation: the places between two levels are no longer equally likely, and the theory begins to fail. So use
+# $s^2/12$ where a step is small compared with the spread of the values, and measure where it is not.
 
 # %% [markdown]
 # ## What does one more bit buy?
@@ -187,9 +187,9 @@ for name, x in signals.items():
 plots.plot_decibels(BITS, measured)
 
 # %% [markdown]
-# The circles lie on the line: for uniform values theory is exact. The other two run beside it, at the same slope
-# once there are a few bits. A bell lies lower, because its few extreme values stretch the grid and most levels
-# serve almost nobody.
+# The circles lie on the line. The other two run beside it, at the same slope once there are a few bits. A sine wave
+# lies higher, because it spends most of its time near its ends. A bell lies lower, because its few extreme values
+# stretch the grid and most levels serve almost nobody.
 #
 # That is a waste. Must a grid reach to the largest value?
 
@@ -296,10 +296,11 @@ _ = checks.check_best_clip(best_clip)
 # never negative. What does a symmetric grid do with its negative half?
 
 # %%
-sample = data.normalise(data.train.images[:500])
+sample = data.normalise(data.train.images[:100])
 with torch.no_grad():
     activations = model[:3](sample)
-print(f"activations after relu1: from {activations.min():.1f} to {activations.max():.1f}")
+zeros = (activations == 0).float().mean()
+print(f"activations after relu1: from {activations.min():.1f} to {activations.max():.1f}; {zeros:.0%} are exactly 0")
 
 # %%
 for name, x in {"weights": w, "activations": activations}.items():
@@ -310,14 +311,14 @@ for name, x in {"weights": w, "activations": activations}.items():
     print(f"{name:12} symmetric {symmetric:.1f} dB, asymmetric {asymmetric:.1f} dB: gain {asymmetric - symmetric:.1f}")
 
 # %% [markdown]
-# For activations the asymmetric grid gains about what one whole bit is worth. The symmetric one spends half of its
-# levels where there is no value. For the weights the two ends lie nearly equally far out, and there is little to
-# gain.
+# For activations the asymmetric grid gains more than the 6 dB that one whole bit is worth. The symmetric one spends
+# half of its levels where there is no value. It also has no level at 0, where many activations lie; the asymmetric
+# one stores those without error. For the weights there is little to gain.
 #
 # The usual choice follows: symmetric for weights, asymmetric from 0 for activations.
 #
-# One detail is left. A symmetric grid with an even number of levels has no level at 0. The scheme "minmax" of our
-# package gives up one level to have it. At 2 bits three are left:
+# One detail is left. Can a symmetric grid have a level at 0? Not with an even number of levels. The scheme "minmax"
+# of our package gives up one level to have it. At 2 bits three are left:
 
 # %%
 quantize_weight(w, 2, "minmax").unique()
@@ -356,8 +357,10 @@ for name in ("conv1", "conv2", "conv3", "fc1", "fc2"):
 # Errors of single weights are not what we care about. What does it do to the accuracy?
 #
 # Weights get a symmetric grid up to the largest weight ("minmax"). Activations get a grid from 0 to a clip.
-# `calibrate` shows the network 500 training images and sets each clip so that 99.9 % of a layer's positive
+# `calibrate` shows the network 100 training images and sets each clip so that 99.9 % of a layer's positive
 # activations lie below it.
+#
+# A fourth curve shows SAWB, the rule that clips weights at 2 to 4 bits.
 
 
 # %%
@@ -369,7 +372,7 @@ def quantized(weights=32, activations=32, scheme="minmax"):
 # %%
 accuracies = {
     "weights": [evaluate(quantized(weights=bits), data) for bits in BITS],
-    "weights, clipped by SAWB": [evaluate(quantized(weights=bits, scheme="sawb"), data) for bits in BITS],
+    "weights, clipped by SAWB": [evaluate(quantized(weights=bits, scheme="sawb"), data) for bits in (2, 3, 4)],
     "activations": [evaluate(quantized(activations=bits), data) for bits in BITS],
     "both": [evaluate(quantized(bits, bits), data) for bits in BITS],
 }
@@ -381,8 +384,12 @@ for name, values in accuracies.items():
     print(f"{name:26}" + "".join(f"{value:7.1%}" for value in values))
 
 # %% [markdown]
-# With 8 bits nothing is lost that one would notice. Down to some point each bit costs little; then accuracy falls
-# off a cliff. The 6 dB that each bit takes away are always the same, but the network can bear only so much noise.
+# From 8 bits down to 4 hardly anything is lost. Each bit takes away the same 6 dB or so; the network bears it, up
+# to a point. Then it falls off a cliff: with 2-bit weights on a grid up to the largest weight it does little better
+# than guessing, which would be right on 10 % of the images.
+#
+# Two things soften this. The activations alone bear 2 bits far better here than the weights do. And the same 2 bits
+# for the weights, with a good clip, keep most of the accuracy.
 
 # %% [markdown]
 # **Predict first.** The next figure puts three things side by side for 8-bit weights: the weights of the second
@@ -423,10 +430,22 @@ alone = {name: 100 * one_layer(name, "minmax") for name in layers}
 plots.plot_bars(alone, "Only this layer has 2-bit weights", "test accuracy (%)", reference=100 * accuracy)
 
 # %% [markdown]
-# The layers differ much. Note that the damage does not follow the number of parameters.
+# The layers differ much. Why? Let us look at the largest weight of each, counted in typical weights (the root of the
+# mean square), and at how many weights become 0. Beside them stands the accuracy if SAWB clips that layer.
+
+# %%
+for name in layers:
+    weight = model.get_submodule(name).weight.detach()
+    ratio = weight.abs().max() / weight.square().mean().sqrt()
+    zero = (quantize_weight(weight, 2, "minmax") == 0).float().mean()
+    print(f"{name}: largest weight {ratio:4.1f} x typical, {zero:4.0%} become 0; SAWB: {one_layer(name, 'sawb'):.1%}")
+
+# %% [markdown]
+# Where a layer has a few weights far out, the grid stretches to them, and nearly all others become 0: the layer is
+# all but erased. The damage is not in the 2 bits as such. It is in the clip, and a better clip undoes most of it.
 #
-# And how does the fully quantized network err? All classes are equally frequent among the test images, so a good
-# network names each about equally often.
+# How does a network err whose weights and activations all have 2 bits on these wide grids? All classes are equally
+# frequent among the test images, so a good network names each about equally often.
 
 # %%
 with torch.no_grad():
@@ -435,10 +454,9 @@ share = {name: 100 * (said == i).float().mean().item() for i, name in enumerate(
 plots.plot_bars(share, "What the network says with 2 bits for weights and activations", "of all answers (%)")
 
 # %% [markdown]
-# It does not err a little everywhere. It pours most images into a few classes: the sums inside have shifted so far
-# that the same few outputs nearly always win.
+# It does not err a little everywhere. It gives most images the same few answers, whatever they show.
 #
-# Such a network must be trained with its few bits in place. There we meet a wall.
+# Could training repair such a network, with its few bits in place? There we meet a wall.
 
 # %% [markdown]
 # ## Why does training stop at a rounding?
@@ -537,18 +555,18 @@ plots.plot_paths(paths, levels=torch.linspace(-1, 1, 4).numpy(), target=0.1)
 # "down", and the latent number hops to and fro over the border between them. Networks trained in few bits do this
 # as well; it is one reason to end training with a small learning rate.
 #
-# Now the whole network. "w2a2" puts 2 bits on weights and activations of all layers but the first and the last, which
-# keep 8. We measure it before and after one epoch of training with straight-through gradients.
+# Now the whole network: the one from above that gave a few answers only, with 2 bits for everything. We measure it
+# before and after one epoch of training with straight-through gradients.
 
 # %%
-small = calibrate(quantize(model, "w2a2"), sample)
+small = quantized(2, 2)
 before = evaluate(small, data)
 fit(small, data, epochs=1, seed=SEED)
-print(f"float {accuracy:.1%}; w2a2 after training {before:.1%}; and after one more epoch {evaluate(small, data):.1%}")
+print(f"float {accuracy:.1%}; rounded to 2 bits {before:.1%}; after one epoch in 2 bits {evaluate(small, data):.1%}")
 
 # %% [markdown]
-# One epoch brings back most of what rounding destroyed. Training with the quantizers in place is called
-# **quantization-aware training**. The next lesson builds on it.
+# One epoch brings back most of what rounding destroyed, on the same crude grid. Training with the quantizers in
+# place is called **quantization-aware training**. The next lesson builds on it.
 
 # %% [markdown]
 # ## Exercises
@@ -614,7 +632,7 @@ print(f"{kilobytes:.1f} kB, accuracy {evaluate(network, data):.1%}")
 # - The best clip balances rounding and clipping. The fewer bits, the further in it lies.
 # - Symmetric grids suit weights, grids from 0 suit activations after a ReLU. A scale a channel helps where channels
 #   differ.
-# - A network quantized after training bears 8 bits well and 2 bits badly.
+# - A network quantized after training bears 8 bits well. At 2 bits the clip of the weights decides.
 # - Rounding has a gradient of 0. The straight-through estimator replaces it by 1, and training goes on.
 
 # %% [markdown]
@@ -629,4 +647,4 @@ print(f"{kilobytes:.1f} kB, accuracy {evaluate(network, data):.1%}")
 # %% [markdown]
 # ## Next
 #
-# 02 PACT: can a network learn how far its numbers should reach?
+# [02 PACT](02_pact.ipynb): can a network learn how far its numbers should reach?
