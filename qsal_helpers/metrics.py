@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .saliency import device_of, evaluating, saliency_map
+from .saliency import device_of, evaluating, explained_classes, saliency_map
 
 # ---------------------------------------------------------------- faithful to the model?
 
@@ -31,7 +31,7 @@ def deletion_auc(
     target: int | Tensor | None = None,
     steps: int = 28,
     fill: str | float | Sequence[float] | Tensor = "black",
-    batch_size: int = 256,
+    batch_size: int = 128,
     return_curve: bool = False,
 ) -> Tensor:
     """Delete pixels, the most salient first, and return the area under the curve of the class's probability.
@@ -77,7 +77,7 @@ def insertion_auc(
     target: int | Tensor | None = None,
     steps: int = 28,
     fill: str | float | Sequence[float] | Tensor = "black",
-    batch_size: int = 256,
+    batch_size: int = 128,
     return_curve: bool = False,
 ) -> Tensor:
     """Insert pixels into an empty image, the most salient first; the counterpart of `deletion_auc`.
@@ -114,7 +114,8 @@ def _area(
     deleted = torch.tensor([round(k * pixels / steps) for k in range(steps + 1)])
     if len(x):
         device = device_of(model, x)
-        with evaluating(model), torch.no_grad():
+        target = explained_classes(model, x, target, batch_size).to(device)
+        with evaluating(model), torch.inference_mode():
             curve = _curve(
                 model, x.to(device), maps.to(device), target, deleted.to(device), fill, batch_size, inserting
             )
@@ -128,7 +129,7 @@ def _curve(
     model: nn.Module,
     x: Tensor,
     maps: Tensor,
-    target: int | Tensor | None,
+    target: Tensor,
     deleted: Tensor,
     fill: str | float | Sequence[float] | Tensor,
     batch_size: int,
@@ -143,15 +144,12 @@ def _curve(
     differs = (before != after).any(1).flatten(1).gather(1, order)
     changed = F.pad(differs.cumsum(1), (1, 0))[:, deleted]
     new = F.pad(changed[:, 1:] != changed[:, :-1], (1, 0), value=True)
-    if target is None:
-        target = torch.cat([model(batch).argmax(1) for batch in x.split(batch_size)])
-    target = torch.as_tensor(target, device=x.device).long().expand(number)
     found = []
     for rows in new.flatten().nonzero()[:, 0].split(batch_size):
         image, k = rows // len(deleted), rows % len(deleted)
         replaced = position[image] < deleted[k].view(-1, 1, 1, 1)
         perturbed = torch.where(replaced, after[image], before[image])
-        logits = model(perturbed.contiguous(memory_format=torch.channels_last))
+        logits = model(perturbed.to(memory_format=torch.channels_last))
         found.append(logits.softmax(1).gather(1, target[image][:, None])[:, 0])
     return torch.cat(found)[new.flatten().cumsum(0) - 1].view(number, len(deleted)).float()
 
@@ -181,7 +179,7 @@ def infidelity(
     samples: int = 16,
     normalize: bool = False,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 128,
 ) -> Tensor:
     """Return how badly a map predicts what a small change of the image does to the logit.
 
@@ -213,7 +211,7 @@ def infidelity(
     maps = _check_maps(maps, x)
     _check_positive_int(samples, "samples")
     _check_positive_int(batch_size, "batch_size")
-    device = device_of(model, x)
+    target, device = explained_classes(model, x, target, batch_size), device_of(model, x)
 
     def perturb(batch: Tensor) -> tuple[Tensor, Tensor]:
         change = noise * torch.randn_like(batch[:, :1]).expand_as(batch)
@@ -224,7 +222,6 @@ def infidelity(
         for start in range(0, len(x), batch_size):
             here = slice(start, start + batch_size)
             batch = x[here].to(device)
-            classes = _classes(model, batch, target, here)
             # The change is the same in all channels, so only the sum of a pixel's channels matters.
             attributions = (maps[here].to(batch) / x.shape[1]).unsqueeze(1).expand_as(batch)
             found.append(
@@ -233,7 +230,7 @@ def infidelity(
                     perturb,
                     batch,
                     attributions,
-                    target=classes,
+                    target=target[here].to(device),
                     n_perturb_samples=samples,
                     max_examples_per_batch=min(max(batch_size, len(batch)), samples * len(batch)),
                     normalize=normalize,
@@ -524,11 +521,7 @@ def randomisation_check(
     >>> curve.shape, layers
     (torch.Size([2, 5]), ['fc3', 'fc2', 'fc1', 'conv2', 'conv1'])
     """
-    if target is None:
-        device = device_of(model, x)
-        batch_size = options.get("batch_size", 64)
-        with evaluating(model), torch.no_grad():
-            target = torch.cat([model(batch.to(device)).argmax(1).to(x.device) for batch in x.split(batch_size)])
+    target = explained_classes(model, x, target)
     before = saliency_map(model, x, target, method, **options)
     randomised = copy.deepcopy(model)
     resettable = [(n, m) for n, m in randomised.named_modules() if hasattr(m, "reset_parameters")]
@@ -580,31 +573,21 @@ def sensitivity_max(
     from captum.metrics import sensitivity_max as captum_sensitivity_max
 
     _check_positive_int(samples, "samples")
-    device = device_of(model, x)
+    target, device = explained_classes(model, x, target), device_of(model, x)
     batch_size = options.get("batch_size", 64)
     found = []
     with _seeded(seed, device):
         for start in range(0, len(x), batch_size):
             here = slice(start, start + batch_size)
             batch = x[here].to(device)
-            with evaluating(model), torch.no_grad():
-                classes = _classes(model, batch, target, here)
             # Captum hands over a tuple of inputs and wants a tuple of maps.
             explain = lambda images, target: (saliency_map(model, *images, target, method, **options),)
-            found.append(
-                captum_sensitivity_max(explain, batch, perturb_radius=radius, n_perturb_samples=samples, target=classes)
-            )
+            changes = {"perturb_radius": radius, "n_perturb_samples": samples}
+            found.append(captum_sensitivity_max(explain, batch, target=target[here].to(device), **changes))
     return torch.cat(found).float().to(x.device) if found else x.new_empty(0, dtype=torch.float32)
 
 
 # ---------------------------------------------------------------- the small parts
-
-
-def _classes(model: nn.Module, batch: Tensor, target: int | Tensor | None, here: slice) -> Tensor:
-    if target is None:
-        return model(batch).argmax(1)
-    target = torch.as_tensor(target, device=batch.device).long()
-    return (target[here] if target.dim() else target).expand(len(batch))
 
 
 def _shares(maps: Tensor) -> Tensor:

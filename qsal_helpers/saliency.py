@@ -104,9 +104,9 @@ def saliency_map(
         return torch.empty(0, *x.shape[2:], dtype=torch.float32, device=x.device)
     device = device_of(model, x)
     maps = []
+    if method not in ("gradient", "input_x_gradient"):  # these two see the logits anyway
+        target = explained_classes(model, x, target, batch_size)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-        if method in ("grad_cam", "guided_backprop") and target is not None:
-            _check_classes(_logits(model, x[:1].to(device)), target)  # Captum's error would name no class
         if method == "guided_backprop":
             model = _with_real_relus(model, x[:1].to(device))
         if method == "grad_cam":
@@ -115,9 +115,6 @@ def saliency_map(
             here = slice(start, start + batch_size)
             batch = x[here].detach().clone().to(device, memory_format=torch.channels_last)
             classes = None if target is None else target[here].clone().to(device)
-            if classes is None and method not in ("gradient", "input_x_gradient"):  # these two see the logits anyway
-                with torch.no_grad():
-                    classes = _logits(model, batch).argmax(1)
             attribution = compute(model, batch, classes, batch_size, **options).detach()
             if method == "grad_cam":
                 attribution = attribution.relu() if absolute else attribution
@@ -153,15 +150,17 @@ def completeness_error(
     """
     _check_images(x)
     options["baseline"] = _baseline(x, options.get("baseline"))
+    target = explained_classes(model, x, target)
+    device, promised = device_of(model, x), []
     with evaluating(model), torch.no_grad():
-        device = device_of(model, x)
-        logits = torch.cat([_logits(model, batch.to(device)) for batch in x.split(options.get("batch_size", 64))])
-        target = logits.argmax(1) if target is None else _check_target(target, len(x)).to(device)
-        change = logits - _logits(model, options["baseline"].to(device).expand(1, *x.shape[1:]))
-        promised = change.gather(1, target[:, None])[:, 0].to(x.device)
+        start = _logits(model, options["baseline"].to(device).expand(1, *x.shape[1:]))
+        for batch, classes in zip(x.split(64), target.split(64), strict=True):
+            change = (_logits(model, batch.to(device)) - start).to(x.device)
+            promised.append(change.gather(1, classes[:, None])[:, 0])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="integrated gradients do not add up")
         maps = saliency_map(model, x, target, "integrated_gradients", absolute=False, steps=steps, **options)
+    promised = torch.cat(promised)
     missed = (maps.sum((1, 2)) - promised).abs()
     return torch.where(missed == 0, 0, missed / promised.abs()).float()
 
@@ -193,6 +192,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
         for p in trained:
             p.requires_grad_(True)
+
+
+def explained_classes(model: nn.Module, x: Tensor, target: int | Tensor | None, batch_size: int = 64) -> Tensor:
+    """Return the class that is explained of each image, int64 ``(N,)``: the given one, or else the predicted one.
+
+    Raises
+    ------
+    ValueError if `target` has the wrong shape or names a class that the model does not have.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> explained_classes(model, torch.rand(3, 1, 2, 2), target=1)
+    tensor([1, 1, 1])
+    """
+    _check_images(x)
+    target, device = _check_target(target, len(x)), device_of(model, x)
+    if not len(x):
+        return torch.zeros(0, dtype=torch.int64, device=x.device)
+    with evaluating(model), torch.no_grad():
+        if target is not None:
+            _check_classes(_logits(model, x[:1].to(device)), target)
+            return target.to(x.device)
+        batches = (batch.to(device, memory_format=torch.channels_last) for batch in x.split(batch_size))
+        return torch.cat([_logits(model, batch).argmax(1) for batch in batches]).to(x.device)
 
 
 def device_of(model: nn.Module, x: Tensor) -> torch.device:
@@ -263,7 +287,7 @@ def _mean_gradient(
     mean = torch.zeros_like(x)
     for pairs in torch.arange(len(x) * len(weights), device=x.device).split(batch_size):
         image, k = pairs // len(weights), pairs % len(weights)
-        varied = vary(image, k).contiguous(memory_format=torch.channels_last).requires_grad_()
+        varied = vary(image, k).to(memory_format=torch.channels_last).requires_grad_()
         # The weights go in at the logits, where they cost one number an image.
         score = (_scores(_logits(model, varied), classes[image]) * weights[k]).sum()
         mean.index_add_(0, image, torch.autograd.grad(score, varied)[0])
