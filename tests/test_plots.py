@@ -1,0 +1,91 @@
+"""Figures show the data they are given, on the scales they claim."""
+
+import numpy as np
+import pytest
+
+from qsal_helpers import plots
+
+
+# ---------------------------------------------------------------- saliency maps and their measures
+
+
+def maps_of(seed=0, images=3, names=("fp32", "w2a2"), low=0.0):
+    generator = np.random.default_rng(seed)
+    return {name: generator.uniform(low, 1 + i, (images, 8, 8)) for i, name in enumerate(names)}
+
+
+def limits(figure, images, columns):
+    """Return the colour limits of each map, (images, maps, 2)."""
+    axes = figure.axes[: images * columns]
+    clims = [ax.images[0].get_clim() for ax in axes]
+    return np.array(clims).reshape(images, columns, 2)[:, 1:]
+
+
+def grid(shared, low=0.0):
+    figure = plots.saliency_grid(np.zeros((3, 8, 8), np.uint8), maps_of(low=low), shared=shared)
+    return limits(figure, images=3, columns=3)
+
+
+def test_maps_of_one_row_share_a_scale_and_rows_differ():
+    tops = grid("row")[..., 1]
+    assert np.allclose(tops[:, :1], tops) and len(np.unique(tops[:, 0])) == 3
+
+
+def test_maps_of_one_column_share_a_scale_and_columns_differ():
+    tops = grid("column")[..., 1]
+    assert np.allclose(tops[:1], tops) and tops[0, 0] < tops[0, 1]
+
+
+def test_all_maps_can_share_one_scale():
+    assert len(np.unique(grid("all")[..., 1])) == 1
+
+
+def test_a_shared_scale_ends_at_the_99th_percentile_of_the_maps_that_share_it():
+    everything = np.stack(list(maps_of().values()))
+    assert grid("all")[0, 0, 1] == pytest.approx(np.quantile(everything, 0.99))
+    assert grid("row")[1, 0, 1] == pytest.approx(np.quantile(everything[:, 1], 0.99))
+    assert grid("column")[0, 1, 1] == pytest.approx(np.quantile(everything[1], 0.99))
+
+
+def test_scales_of_signed_maps_are_symmetric_also_where_a_map_has_one_sign():
+    maps = {"fp32": -np.ones((1, 8, 8)), "w2a2": np.ones((1, 8, 8))}
+    figure = plots.saliency_grid(np.zeros((1, 8, 8), np.uint8), maps, shared="row")
+    pictures = [ax.images[0] for ax in figure.axes[1:3]]
+    assert {picture.get_clim() for picture in pictures} == {(-1, 1)}
+    assert {picture.get_cmap().name for picture in pictures} == {plots.SIGNED_MAP_COLOURS}
+
+
+def test_a_grid_has_a_colour_bar_for_each_scale():
+    for shared, bars in {"row": 3, "column": 2, "all": 1, "map": 1}.items():
+        figure = plots.saliency_grid(np.zeros((3, 8, 8), np.uint8), maps_of(), shared=shared)
+        assert len(figure.axes) == 9 + bars
+
+
+def test_an_unknown_way_to_share_a_scale_is_refused():
+    with pytest.raises(ValueError, match="shared must be"):
+        plots.saliency_grid(np.zeros((3, 8, 8), np.uint8), maps_of(), shared="columns")
+
+
+def test_kin_share_a_colour_and_differ_in_their_lines():
+    fp32, twin, w2a2 = plots.series_styles(["fp32", "fp32 twin", "w2a2"])
+    assert fp32["color"] == twin["color"] != w2a2["color"]
+    assert fp32["linestyle"] != twin["linestyle"]
+
+
+def test_curves_show_the_mean_and_the_95_percent_interval_of_the_mean():
+    curves = np.array([[0.0, 1.0], [2.0, 3.0], [np.nan, 5.0]])
+    figure = plots.curves_with_intervals({"panel": {"fp32": curves}}, [0, 1], "x", "y")
+    ax = figure.axes[0]
+    assert ax.lines[0].get_ydata() == pytest.approx([1, 3])
+    band = ax.collections[0].get_paths()[0].vertices
+    heights = [np.ptp(band[band[:, 0] == x, 1]) for x in (0, 1)]
+    assert heights == pytest.approx([2 * 1.96 * 1 / np.sqrt(2), 2 * 1.96 * np.sqrt(8 / 3) / np.sqrt(3)])
+
+
+def test_a_spread_marks_the_median_and_leaves_nan_out():
+    values = np.array([1.0, 2.0, 7.0, np.nan])
+    figure = plots.distributions({"panel": {"fp32": values, "random": values - 1}}, ["unit"])
+    ax = figure.axes[0]
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"] == [2, 1]
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [1]
+    assert (ax.get_title(), ax.get_xlabel()) == ("panel", "unit")
