@@ -5,7 +5,6 @@ import pytest
 
 from qsal_helpers import plots
 
-
 # ---------------------------------------------------------------- saliency maps and their measures
 
 

@@ -4,7 +4,6 @@ import numpy as np
 
 from qsal_helpers import widgets
 
-
 # ---------------------------------------------------------------- lesson 03
 
 
