@@ -1,0 +1,306 @@
+"""A network as a short list of steps with every batch-norm folded away: what `export` and `onnx_files` start from."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from .quantization import ALPHA_MIN, PACT, _has_zero, _Tracer, weight_codes
+
+if TYPE_CHECKING:
+    from .data import ImageData
+
+_IGNORED = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A Conv2d or Linear with the batch-norm behind it folded in: ``y = scale * (codes applied to x) + bias``.
+
+    Attributes
+    ----------
+    bits : of the weights; 32 means that they are no integers, and `codes` is empty.
+    codes : int64, ``(O, C, kh, kw)`` or ``(O, I)``, signs chosen so that `scale` is never negative.
+    odd : whether the codes are the odd integers from ``-(2**bits - 1)`` to ``2**bits - 1`` (no zero among them).
+    scale, bias : float64, ``(O,)``.
+    weight : float64, the folded weight, of the shape of `codes`.
+    stride, padding : of a convolution, ``(rows, columns)``.
+    bias_holder : the module whose ``bias`` parameter moves `bias`: the layer, or the batch-norm behind it
+        (empty if that has no parameters).
+    """
+
+    bits: int
+    codes: np.ndarray
+    odd: bool
+    scale: np.ndarray
+    bias: np.ndarray
+    weight: np.ndarray
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    bias_holder: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: its name, what it is, the names of its inputs, and the shape of its output for one image.
+
+    `kind` is "image", "layer", "pact", "clip", "max_pool", "average_pool", "flatten", "add", "pad" or "slice".
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    layer: Layer | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def fold(model: nn.Module, data: ImageData) -> list[Step]:
+    """Return the steps of `model` in evaluation mode, in order of execution, batch-norms folded into their layers.
+
+    A batch-norm with the running mean m and variance v computes ``g * (y - m) + beta`` with
+    ``g = gamma / sqrt(v + eps)``. Behind ``y = scale * z + b`` that is ``(g * scale) * z + (g * (b - m) + beta)``:
+    the same form, with another scale and bias for each channel.
+
+    Parameters
+    ----------
+    data : gives ``mean``, ``std`` and the shape of an image.
+
+    Raises
+    ------
+    ValueError that names the first operation that the integer and ONNX models do not know.
+
+    Examples
+    --------
+    >>> from qsal_helpers import build_model, load_data, quantize
+    >>> steps = fold(quantize(build_model("cnn"), "w4a4"), load_data("mnist", size=100))
+    >>> [step.name for step in steps][:5]
+    ['image', 'conv1', 'relu1', 'pool1', 'conv2']
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    image_shape = tuple(data.train.images.shape[1:])
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # torch.fx raises many kinds, all meaning "not traceable"
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported: its forward cannot be traced ({type(error).__name__}), "
+            "because it branches on its data"
+        ) from error
+    with torch.no_grad():
+        ShapeProp(torch.fx.GraphModule(model, graph)).propagate(torch.zeros(1, *image_shape))
+
+    steps: dict[str, Step] = {}
+    names: dict[torch.fx.Node, str] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            if not isinstance(node.args[0], torch.fx.Node) or names[node.args[0]] != next(reversed(steps)):
+                raise ValueError("the model must return one tensor, the result of its last operation")
+            continue
+        inputs = tuple(names[n] for n in node.all_input_nodes)
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, _IGNORED):
+            names[node] = inputs[0]
+            continue
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            source = steps[inputs[0]]
+            if source.kind != "layer" or len(node.args[0].users) > 1:
+                raise ValueError(
+                    f"{node.target} cannot be folded: a batch-norm must directly follow a Conv2d or Linear"
+                )
+            folded = _fold_batch_norm(source.layer, module, node.target)
+            steps[source.name], names[node] = replace(source, layer=folded), source.name
+            continue
+        kind, layer, options = _operation(node, module, data)
+        name = str(node.target) if module is not None and node.target not in steps else node.name
+        name = "image" if kind == "image" else name
+        if name in steps:
+            raise ValueError(f"the model uses the name {name!r} twice; only one input, called 'image', is possible")
+        shape = tuple(node.meta["tensor_meta"].shape[1:])
+        steps[name], names[node] = Step(name, kind, inputs, shape, layer, options), name
+    return list(steps.values())
+
+
+def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -> tuple[str, Layer | None, dict]:
+    args, target = node.args, node.target
+    if node.op == "placeholder":
+        return "image", None, {"mean": np.array(data.mean, float), "std": np.array(data.std, float)}
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        return "layer", _layer(module, target), {}
+    if isinstance(module, PACT):
+        alpha = max(module.alpha.item(), ALPHA_MIN)
+        if module.bits == 32:
+            return "clip", None, {"high": alpha}
+        top = 2**module.bits - 1
+        return "pact", None, {"step": alpha / top, "top": top}
+    if isinstance(module, (nn.ReLU, nn.ReLU6)):
+        return "clip", None, {"high": 6.0 if isinstance(module, nn.ReLU6) else None}
+    if isinstance(module, nn.MaxPool2d) and _pair(module.dilation) == (1, 1) and not module.ceil_mode:
+        return "max_pool", None, _window(module)
+    if isinstance(module, nn.AvgPool2d) and not (module.padding or module.ceil_mode or module.divisor_override):
+        return "average_pool", None, _window(module)
+    if isinstance(module, nn.AdaptiveAvgPool2d) and _pair(module.output_size) == (1, 1):
+        side = tuple(node.args[0].meta["tensor_meta"].shape[2:])
+        return "average_pool", None, {"kernel": side, "stride": side, "padding": (0, 0)}
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+        return "flatten", None, {}
+    if target is torch.flatten and (*args, *node.kwargs.values())[1:] in ((1,), (1, -1)):
+        return "flatten", None, {}
+    if target in _ADDITIONS and _is_plain_addition(node):
+        return "add", None, {}
+    if target is F.pad and _pads_with_zeros(node):
+        flat = tuple(args[1]) + (0,) * (8 - len(args[1]))
+        # torch counts from the last axis; the result counts from the first: ((before, after), ...).
+        return "pad", None, {"widths": tuple((flat[i], flat[i + 1]) for i in (6, 4, 2, 0))}
+    if target is operator.getitem and _slices_channels_and_pixels(args[1]):
+        return "slice", None, {"slices": args[1]}
+    what = getattr(target, "__name__", target) if module is None else f"{type(module).__name__}({module.extra_repr()})"
+    raise ValueError(f"{node.name} cannot be exported: {what} is not among the operations that are known here")
+
+
+def _is_plain_addition(node: torch.fx.Node) -> bool:
+    if node.kwargs or not all(isinstance(a, torch.fx.Node) for a in node.args) or node.args[0] is node.args[1]:
+        return False
+    first, second = (a.meta["tensor_meta"].shape for a in node.args)
+    return first == second
+
+
+def _pads_with_zeros(node: torch.fx.Node) -> bool:
+    mode = (*node.args, *("constant", None)[len(node.args) - 2 :])[2:4]
+    images = len(node.args[0].meta["tensor_meta"].shape) == 4 and len(node.args[1]) <= 6
+    return images and not node.kwargs and mode in (("constant", None), ("constant", 0)) and min(node.args[1]) >= 0
+
+
+def _slices_channels_and_pixels(index: object) -> bool:
+    if not isinstance(index, tuple) or not all(isinstance(s, slice) for s in index):
+        return False
+    return index[0] == slice(None) and all((s.step or 1) > 0 for s in index)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _window(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, tuple[int, int]]:
+    kernel, stride, padding = (_pair(v) for v in (module.kernel_size, module.stride, module.padding))
+    return {"kernel": kernel, "stride": stride, "padding": padding}
+
+
+def _layer(module: nn.Conv2d | nn.Linear, name: str) -> Layer:
+    shape = {}
+    if isinstance(module, nn.Conv2d):
+        if module.groups != 1 or module.padding_mode != "zeros" or module.dilation != (1, 1):
+            raise ValueError(
+                f"{name} cannot be exported: a Conv2d with groups, dilation or padding_mode is not known here"
+            )
+        if isinstance(module.padding, str):
+            raise ValueError(f"{name} cannot be exported: write its padding as numbers, not {module.padding!r}")
+        shape = {"stride": module.stride, "padding": module.padding}
+    weight, bits = module.weight.detach(), getattr(module, "weight_bits", 32)
+    codes, step, odd = np.zeros(0, np.int64), 1.0, False
+    if bits == 32:
+        folded = weight.double().numpy()
+    else:
+        float_codes, float_step = weight_codes(weight, bits, module.scheme)
+        codes, step = float_codes.numpy().astype(np.int64), float(float_step)
+        odd = not _has_zero(bits, module.scheme)
+        folded = codes * step
+    bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().double().numpy()
+    return Layer(bits, codes, odd, np.full(len(weight), step), bias, folded, **shape, bias_holder=name)
+
+
+def _fold_batch_norm(layer: Layer, module: nn.BatchNorm1d | nn.BatchNorm2d, name: str) -> Layer:
+    if module.running_mean is None:
+        raise ValueError(f"{name} cannot be folded: it keeps no running mean (track_running_stats=False)")
+    mean, variance = module.running_mean.double().numpy(), module.running_var.double().numpy()
+    gain, shift = 1 / np.sqrt(variance + module.eps), 0.0
+    if module.affine:
+        gain, shift = gain * module.weight.detach().double().numpy(), module.bias.detach().double().numpy()
+    column = gain.reshape(-1, *(1,) * (layer.weight.ndim - 1))
+    return replace(
+        layer,
+        codes=layer.codes if layer.bits == 32 else np.where(column < 0, -layer.codes, layer.codes),
+        scale=layer.scale * np.abs(gain),
+        bias=(layer.bias - mean) * gain + shift,
+        weight=layer.weight * column,
+        bias_holder=name if module.affine else "",
+    )
+
+
+# ---------------------------------------------------------------- biases on the grid of an 8-bit container
+
+
+def container_codes(layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return int8 weights and their scale ``(O,)``, or None if the codes do not fit into int8.
+
+    Codes of few bits are multiplied by the largest whole number that fits: 2-bit codes -3, -1, 1, 3 become
+    -126, -42, 42, 126. The weights stay the same numbers, and the accumulator's steps become 42 times finer,
+    which is what an int32 bias is rounded to.
+
+    Examples
+    --------
+    >>> layer = Layer(2, np.array([[-3, 1]]), True, np.array([0.42]), np.zeros(1), np.array([[-1.26, 0.42]]))
+    >>> container_codes(layer)
+    (array([[-126,   42]], dtype=int8), array([0.01]))
+    """
+    largest = 2**layer.bits - 1 if layer.odd else 2 ** (layer.bits - 1) - 1
+    factor = 127 // largest
+    return None if factor == 0 else ((layer.codes * factor).astype(np.int8), layer.scale / factor)
+
+
+def align_biases(model: nn.Module, data: ImageData) -> nn.Module:
+    """Return a copy of a quantized model whose biases are whole numbers of steps of the 8-bit accumulator.
+
+    An integer kernel adds an int32 bias to its accumulator, so a bias between two steps has to be rounded, and an
+    activation that lies near a rounding border may then fall on the other side. This moves the parameter itself
+    (the layer's bias, or the batch-norm's), by at most half a step, so that the float model, too, has the bias
+    that the kernel can express. The first layer is left alone: `save_onnx` computes it in float.
+
+    Examples
+    --------
+    >>> from qsal_helpers import build_model, load_data, quantize
+    >>> model, data = quantize(build_model("lenet5"), "w2a2"), load_data("mnist", size=100)
+    >>> aligned = align_biases(model, data)
+    >>> 0 < (aligned.fc1.bias - model.fc1.bias).abs().max().item() < 0.01
+    True
+    """
+    model = copy.deepcopy(model)
+    steps = fold(model, data)
+    layers = {step.name: step.layer for step in steps}
+    for name, input_step in integer_inputs(steps).items():
+        kernel, bias = container_codes(layers[name]), layers[name].bias
+        holder = model.get_submodule(layers[name].bias_holder)
+        if kernel is None or getattr(holder, "bias", None) is None:
+            continue
+        grid = kernel[1] * input_step
+        steps = bias / np.where(grid > 0, grid, 1)
+        move = np.where((grid > 0) & (np.abs(steps) < 2**30), (np.rint(steps) - steps) * grid, 0.0)
+        with torch.no_grad():
+            holder.bias.copy_(holder.bias.double() + torch.from_numpy(move).to(holder.bias.device))
+    return model
+
+
+def integer_inputs(steps: list[Step]) -> dict[str, float]:
+    """Return, for each layer whose input is integers of one scale, its name and that scale.
+
+    Activations stay integers through max-pooling, flattening, slicing and zero-padding; averaging ends that.
+    """
+    scales: dict[str, float] = {}
+    layers = {}
+    for step in steps:
+        source = scales.get(step.inputs[0]) if step.inputs else None
+        if step.kind == "pact":
+            scales[step.name] = step.options["step"]
+        elif step.kind in ("max_pool", "flatten", "slice", "pad") and source is not None:
+            scales[step.name] = source
+        elif step.kind == "layer" and step.layer.bits < 32 and source is not None:
+            layers[step.name] = source
+    return layers

@@ -1,0 +1,322 @@
+"""Quantized models as ONNX files of a few bits a weight, and sessions that run them rightly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from .folding import Layer, Step, container_codes, fold, integer_inputs
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from .data import ImageData
+
+STORAGES = ("int8", "packed", "float32")
+PRODUCER = "qsal_helpers"
+
+
+def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storage: str = "int8") -> Path:
+    """Write a model, quantized or float, as an ONNX file that reads uint8 images and returns float logits.
+
+    The file holds integers between ``QuantizeLinear`` and ``DequantizeLinear`` nodes ("QDQ"), batch-norms are folded,
+    and the image's normalisation is its first two operations. Activations are uint8, clipped to their own bits.
+
+    Parameters
+    ----------
+    model : as in evaluation mode; it is not changed.
+    path : the file to write, usually ``something.onnx``.
+    data : what the model was trained on; gives ``mean``, ``std`` and the shape of an image.
+    storage : - "int8", for speed: weights in 8-bit containers and int32 biases, for which onnxruntime has integer
+          kernels. Biases are rounded to the accumulator's steps, which may move a rare activation by one level;
+          after `align_biases` they are exact.
+        - "packed", for size: weights of 2 bits as int2 (opset 25), of 3 and 4 bits as int4 (opset 21), of more as int8;
+          computed in float32.
+        - "float32": weights as floats; also for models that are not quantized.
+
+    Returns
+    -------
+    The path.
+
+    Raises
+    ------
+    ValueError for an unknown storage, or if the model holds an operation that is not known (it is named).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from qsal_helpers import build_model, load_data, quantize
+    >>> data = load_data("mnist", size=100)
+    >>> path = save_onnx(quantize(build_model("lenet5"), "w2a2"), tempfile.mkdtemp() + "/lenet5.onnx", data, "packed")
+    >>> session = onnx_session(path)
+    >>> session.run(None, {"image": data.test.images[:3].numpy()})[0].shape
+    (3, 10)
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    if storage not in STORAGES:
+        raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
+    steps = fold(model, data)
+    writer = _Writer(storage, steps)
+    for step in steps:
+        writer.add(step)
+    writer.node("Identity", [writer.real(steps[-1].name)], "logits")
+    graph = helper.make_graph(
+        writer.nodes,
+        type(model).__name__,
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *steps[0].shape])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", *steps[-1].shape])],
+        writer.tensors,
+    )
+    opset = helper.make_opsetid("", writer.opset)
+    proto = helper.make_model(
+        graph, producer_name=PRODUCER, opset_imports=[opset], ir_version=helper.find_min_ir_version_for([opset])
+    )
+    helper.set_model_props(proto, {"storage": storage, "precision": str(getattr(model, "precision", "fp32"))})
+    onnx.checker.check_model(proto, full_check=True)
+    path = Path(path)
+    # Written under another name first, so that an interrupt leaves no half file behind.
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_bytes(proto.SerializeToString())
+    os.replace(unfinished, path)
+    return path
+
+
+def onnx_session(path: str | os.PathLike, threads: int | None = None) -> InferenceSession:
+    """Open a file of `save_onnx` in onnxruntime, on the CPU, with the options that keep low-bit results right.
+
+    onnxruntime may turn a float layer between quantized ones into an integer one by itself, and then rounds its bias.
+    For "packed" and "float32" files that is switched off. For "int8" files, whose biases are int32 already, it is what
+    makes them fast. There, processors without VNNI instructions are told to add up without saturation, which is
+    slower; with VNNI no sum saturates.
+
+    Parameters
+    ----------
+    threads : threads for one operation; by default onnxruntime's own choice.
+
+    Returns
+    -------
+    A session: ``session.run(None, {"image": uint8 images (N, C, H, W)})[0]`` gives float logits.
+
+    Raises
+    ------
+    FileNotFoundError if there is no such file; ValueError if it is truncated, refers to other files, or is not from
+    `save_onnx`.
+    """
+    import onnxruntime
+
+    content = Path(path).read_bytes()
+    storage = _check_file(content, path)
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if storage == "int8":
+        if not _has_vnni():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+    else:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _has_vnni() -> bool:
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux: unknown, so the slower and always right way
+        return False
+
+
+def _check_file(content: bytes, path: str | os.PathLike) -> str:
+    """Return how the weights are stored, or raise a `ValueError` that says what is wrong with the file."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load_from_string(content)
+    except DecodeError as error:
+        raise ValueError(f"{path} is truncated or no ONNX file; write it again with save_onnx") from error
+    tensors = [*proto.graph.initializer, *(a.t for node in proto.graph.node for a in node.attribute)]
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+        raise ValueError(f"{path} keeps weights in other files, which is refused; write it again with save_onnx")
+    storage = {p.key: p.value for p in proto.metadata_props}.get("storage")
+    if proto.producer_name != PRODUCER or (storage is not None and storage not in STORAGES):
+        raise ValueError(f"{path} was not written by save_onnx; open it with onnxruntime.InferenceSession yourself")
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); write it again with save_onnx") from error
+    if storage is None:
+        raise ValueError(f"{path} is truncated; write it again with save_onnx")
+    return storage
+
+
+class _Writer:
+    """Collects nodes and tensors. `integers` maps a step to its uint8 tensor's name and scale."""
+
+    def __init__(self, storage: str, steps: list[Step]) -> None:
+        self.storage = storage
+        self.integer_inputs = integer_inputs(steps)
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
+        self.integers: dict[str, tuple[str, float]] = {}
+        self.opset = 21
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        if name not in {tensor.name for tensor in self.tensors}:
+            self.tensors.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def real(self, name: str) -> str:
+        """Return the name of a step's output as floats; integers are dequantized once for each reader."""
+        if name not in self.integers:
+            return name
+        tensor, scale = self.integers[name]
+        zero = self.constant("zero", np.uint8(0))
+        constant = self.constant(f"{tensor}.scale", np.float32(scale))
+        return self.node("DequantizeLinear", [tensor, constant, zero], f"{tensor}.float{len(self.nodes)}")
+
+    def add(self, step: Step) -> None:
+        options, name = step.options, step.name
+        if step.kind == "image":
+            self._normalise(options["mean"], options["std"])
+        elif step.kind == "layer":
+            self._layer(step)
+        elif step.kind == "pact":
+            self._quantize(step)
+        elif step.kind == "clip":
+            source = self.real(step.inputs[0])
+            if options["high"] is None:
+                self.node("Relu", [source], name)
+            else:
+                bounds = (
+                    self.constant("float_zero", np.float32(0)),
+                    self.constant(f"{name}.high", np.float32(options["high"])),
+                )
+                self.node("Clip", [source, *bounds], name)
+        elif step.kind == "add":
+            self.node("Add", [self.real(source) for source in step.inputs], name)
+        elif step.kind == "average_pool":
+            self.node("AveragePool", [self.real(step.inputs[0])], name, **_window_attributes(options))
+        else:
+            self._move(step)
+
+    def _normalise(self, mean: np.ndarray, std: np.ndarray) -> None:
+        from onnx import TensorProto
+
+        scale, shift = (v.astype(np.float32).reshape(-1, 1, 1) for v in (1 / (255 * std), -mean / std))
+        pixels = self.node("Cast", ["image"], "image.pixels", to=TensorProto.FLOAT)
+        scaled = self.node("Mul", [pixels, self.constant("image.scale", scale)], "image.scaled")
+        self.real_image = self.node("Add", [scaled, self.constant("image.shift", shift)], "image.normalised")
+
+    def _layer(self, step: Step) -> None:
+        layer, name = step.layer, step.name
+        source = self.real_image if step.inputs[0] == "image" else self.real(step.inputs[0])
+        weight, bias = self._weight_and_bias(name, layer)
+        if layer.weight.ndim == 2:
+            self.node("Gemm", [source, weight, bias], name, transB=1)
+        else:
+            padding = [*layer.padding, *layer.padding]
+            self.node("Conv", [source, weight, bias], name, strides=list(layer.stride), pads=padding)
+
+    def _weight_and_bias(self, name: str, layer: Layer) -> tuple[str, str]:
+        if self.storage == "float32" or layer.bits == 32:
+            weight = self.constant(f"{name}.weight", layer.weight.astype(np.float32))
+            return weight, self.constant(f"{name}.bias", layer.bias.astype(np.float32))
+        kernel = container_codes(layer) if self.storage == "int8" else None
+        if kernel is None:
+            weight = self._packed(name, layer)
+            return weight, self.constant(f"{name}.bias", layer.bias.astype(np.float32))
+        codes, scale = kernel
+        input_step = self.integer_inputs.get(name)
+        if input_step is None:
+            bias = self.constant(f"{name}.bias", layer.bias.astype(np.float32))
+        else:
+            codes, scale, steps = _int32_bias(codes, scale, layer.bias, input_step)
+            bias = self._dequantize(f"{name}.bias", steps, scale * input_step)
+        return self._dequantize(f"{name}.weight", codes, scale), bias
+
+    def _packed(self, name: str, layer: Layer) -> str:
+        import ml_dtypes
+
+        container = {2: ml_dtypes.int2, 3: ml_dtypes.int4, 4: ml_dtypes.int4}.get(layer.bits, np.int8)
+        if layer.bits == 2:
+            self.opset = 25
+        if not layer.odd:
+            return self._dequantize(f"{name}.weight", layer.codes.astype(container), layer.scale)
+        # 2**bits odd numbers fit into `bits` bits as (code - 1) / 2; then code * scale = stored * 2 scale + scale.
+        stored = (layer.codes - 1) // 2
+        even = self._dequantize(f"{name}.weight", stored.astype(container), 2 * layer.scale)
+        half = layer.scale.astype(np.float32).reshape(-1, *(1,) * (layer.codes.ndim - 1))
+        return self.node("Add", [even, self.constant(f"{name}.half_step", half)], f"{name}.odd_weight")
+
+    def _dequantize(self, name: str, integers: np.ndarray, scale: np.ndarray) -> str:
+        inputs = [self.constant(f"{name}.integers", integers), self.constant(f"{name}.scale", scale.astype(np.float32))]
+        if integers.dtype == np.int8:
+            # Zeros are the default, but onnxruntime 1.31 puts a wrong shape there when it moves a Gemm's weight.
+            # One for each weight, because its optimizer fails on one that several nodes share.
+            inputs.append(self.constant(f"{name}.zeros", np.zeros(len(scale), np.int8)))
+        return self.node("DequantizeLinear", inputs, name, axis=0)
+
+    def _quantize(self, step: Step) -> None:
+        top, scale = step.options["top"], step.options["step"]
+        inputs = [self.real(step.inputs[0]), self.constant(f"{step.name}.scale", np.float32(scale))]
+        tensor = self.node("QuantizeLinear", [*inputs, self.constant("zero", np.uint8(0))], step.name)
+        if top < 255:
+            # Behind the rounding, because a Clip before it would keep onnxruntime from using an integer kernel.
+            bounds = [self.constant("zero", np.uint8(0)), self.constant(f"top{top}", np.uint8(top))]
+            tensor = self.node("Clip", [tensor, *bounds], f"{step.name}.clipped")
+        self.integers[step.name] = (tensor, scale)
+
+    def _move(self, step: Step) -> None:
+        source, name = step.inputs[0], step.name
+        tensor, scale = self.integers.get(source, (self.real_image if source == "image" else source, None))
+        if step.kind == "max_pool":
+            self.node("MaxPool", [tensor], name, **_window_attributes(step.options))
+        elif step.kind == "flatten":
+            self.node("Flatten", [tensor], name)
+        elif step.kind == "pad":
+            widths = np.array(step.options["widths"]).T.ravel()
+            self.node("Pad", [tensor, self.constant(f"{name}.widths", widths.astype(np.int64))], name)
+        else:
+            slices = [(s.start or 0, np.iinfo(np.int64).max if s.stop is None else s.stop, s.step or 1)
+                      for s in step.options["slices"]]  # fmt: skip
+            columns = np.array(slices, np.int64).T
+            names = [
+                self.constant(f"{name}.{what}", c) for what, c in zip(("starts", "ends"), columns[:2], strict=True)
+            ]
+            axes = self.constant(f"{name}.axes", np.arange(len(slices)))
+            self.node("Slice", [tensor, *names, axes, self.constant(f"{name}.steps", columns[2])], name)
+        if scale is not None:
+            self.integers[name] = (name, scale)
+
+
+def _int32_bias(
+    codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, input_step: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return codes, scales and int32 biases; the accumulator's step is ``scale * input_step``.
+
+    A channel whose weights are so small beside its bias that the bias would not fit into int32 is constant to nine
+    digits: its codes become 0, and its scale such that the bias fits.
+    """
+    grid = scale * input_step
+    constant = np.abs(bias) >= 2**30 * grid
+    scale = np.where(constant, np.maximum(np.abs(bias), 1e-30) / 2**24 / input_step, scale)
+    codes = np.where(constant.reshape(-1, *(1,) * (codes.ndim - 1)), 0, codes).astype(np.int8)
+    return codes, scale, np.rint(bias / (scale * input_step)).astype(np.int32)
+
+
+def _window_attributes(options: dict[str, tuple[int, int]]) -> dict[str, list[int]]:
+    padding = [*options["padding"], *options["padding"]]
+    return {"kernel_shape": list(options["kernel"]), "strides": list(options["stride"]), "pads": padding}
