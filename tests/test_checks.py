@@ -9,7 +9,12 @@ import torch
 from lessons import SOURCES, read_source
 
 import qsal_helpers
-from qsal_helpers import checks
+from qsal_helpers import checks, quantize_uniform
+
+
+def grid(x, gaps, low, high, rounding):
+    step = (high - low) / gaps
+    return low + step * rounding((x - low) / step)
 
 
 def gradient(model, x, target, scores=lambda logits, target: logits.gather(1, target[:, None])):
@@ -24,6 +29,75 @@ def integrated(model, x, baseline, target, steps, start=None):
 
 # grader -> (lesson, name of the student's function, wrong answers that get different messages)
 GRADERS = {
+    "check_number_of_levels": (
+        "00_start_here",
+        "number_of_levels",
+        [
+            lambda bits: 2 * bits,
+            lambda bits: bits**2,
+            lambda bits: 2**bits - 1,
+            lambda bits: 10,
+        ],
+    ),
+    "check_agreement": (
+        "00_start_here",
+        "agreement",
+        [
+            lambda a, b: (a.argmax(1) == b.argmax(1)).sum(),
+            lambda a, b: (a.argmax(1) != b.argmax(1)).float().mean(),
+            lambda a, b: (a.argmax(1) == b.argmax(1)).float().mean() * 100,
+            lambda a, b: (a == b).float().mean(),
+            lambda a, b: (a.argmax(0) == b.argmax(0)).float().mean(),
+        ],
+    ),
+    "check_quantizer": (
+        "01_quantization",
+        "my_quantize",
+        [
+            lambda x, bits, low, high: x,
+            lambda x, bits, low, high: x.clamp(low, high),
+            lambda x, bits, low, high: torch.round((x - low) / (high - low) * (2**bits - 1)).clamp(0, 2**bits - 1),
+            lambda x, bits, low, high: quantize_uniform(x, bits, low, high) - low,
+            lambda x, bits, low, high: grid(x, 2**bits - 1, low, high, torch.round),
+            lambda x, bits, low, high: grid(x.clamp(low, high), 2**bits, low, high, torch.round),
+            lambda x, bits, low, high: grid(x.clamp(low, high), 2**bits - 1, low, high, torch.floor),
+        ],
+    ),
+    "check_bits_needed": (
+        "01_quantization",
+        "bits_needed",
+        [
+            lambda decibels: decibels / 6.02,
+            lambda decibels: int(decibels / 6.02),
+            lambda decibels: int(decibels / 6.02) + 2,
+            lambda decibels: 32,
+        ],
+    ),
+    "check_best_clip": (
+        "01_quantization",
+        "best_clip",
+        [
+            lambda w, bits: w.abs().max(),
+            lambda w, bits: -1.0,
+            lambda w, bits: 0.3 * w.std(),
+            lambda w, bits: 0.9 * w.abs().max(),
+            lambda w, bits: min(
+                (quantize_uniform(w, bits, -clip, clip) - w).square().mean().item()
+                for clip in (w.abs().max() * torch.linspace(0.01, 1, 100)).tolist()
+            ),
+        ],
+    ),
+    "check_round_ste": (
+        "01_quantization",
+        "my_round",
+        [
+            lambda x: torch.round(x),
+            lambda x: torch.round(x).detach(),
+            lambda x: x,
+            lambda x: torch.floor(x) + x - x.detach(),
+            lambda x: 2 * x + (torch.round(x) - 2 * x).detach(),
+        ],
+    ),
     "check_pact": (
         "02_pact",
         "my_pact",
