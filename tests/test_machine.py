@@ -1,0 +1,62 @@
+"""The look at the machine says in words what is missing and what to do."""
+
+import importlib.metadata
+import sys
+
+import pytest
+
+from qsal_helpers import machine
+
+
+@pytest.fixture(autouse=True)
+def no_full_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("QSAL_DATA", str(tmp_path))
+
+
+def test_each_part_has_a_line_of_its_own(capsys):
+    machine.check_machine()
+    said = capsys.readouterr().out
+    for part in ("Python", "torch and torchvision", "memory", "processor", "data", "full data", "sliders"):
+        assert sum(line.startswith(part + "  ") or line.startswith(part + " ok") for line in said.splitlines()) == 1
+
+
+def test_one_missing_part_makes_the_machine_unready(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "_free_memory", lambda: 0.5)
+    assert not machine.check_machine()
+    said = capsys.readouterr().out
+    assert "MISSING" in said and "0.5 GiB free" in said and "close programs" in said
+    assert "This machine is ready" not in said
+
+
+def test_a_machine_whose_memory_cannot_be_read_is_not_refused(monkeypatch):
+    monkeypatch.setattr(machine, "_free_memory", lambda: None)
+    assert machine._memory()[0] is False
+
+
+def test_a_python_outside_the_range_is_told_which_ones_do(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    fault, sentence = machine._python()
+    assert fault and "3.11, 3.12 or 3.13" in sentence
+
+
+def test_a_torchvision_that_cannot_be_imported_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    fault, sentence = machine._torch()
+    assert fault and "install torch and torchvision together" in sentence
+
+
+def test_missing_sliders_are_told_what_to_install(monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    fault, sentence = machine._sliders()
+    assert fault and "pip install ipywidgets" in sentence
+
+
+def test_damaged_data_are_named(monkeypatch):
+    def load_data(name):
+        raise machine.DataDamaged(f"{name} is altered")
+
+    monkeypatch.setattr(machine, "load_data", load_data)
+    assert machine._data() == (True, "fashion-mnist is altered")
