@@ -17,7 +17,7 @@
 #
 # Lessons [01](01_quantization.ipynb) and [02](02_pact.ipynb): rounding, the straight-through estimator, PACT.
 #
-# About 75 minutes: 40 to read and play, 30 for the exercises, and 3 of computing.
+# About 70 minutes: 35 to read and play, 31 for the exercises, and 3 of computing.
 
 # %% [markdown]
 # ## Set-up
@@ -284,8 +284,8 @@ for steps in (4, 16, 64):
 # ## Grad-CAM and guided backprop
 #
 # **Grad-CAM** answers question 3. It takes the activations of a late layer, here the last one before the image is
-# flattened, which has 7 × 7 places and 48 channels. Each channel gets a weight: the mean gradient of the logit with
-# respect to it. The map is the weighted sum of the channels, its positive part, enlarged to 28 × 28 pixels.
+# flattened. That layer has 7 × 7 places, and many channels. Each channel gets a weight: the mean gradient of the logit
+# with respect to it. The map is the weighted sum of the channels, its positive part, enlarged to 28 × 28 pixels.
 # So it is smooth by construction, and cannot show anything finer than 4 × 4 pixels.
 #
 # **Guided backprop** is the gradient with one change: on the way back, every ReLU also stops what is negative.
@@ -480,7 +480,8 @@ pd.DataFrame({label: {name: v.mean() for name, v in row.items()} for label, row 
 #
 # Here is a test. A gradient predicts what a small change $d$ of the image does to the logit: $\sum_i G_i d_i$, with
 # signs, over the pixels $i$. Make the change and compare. We draw eight random changes of the object's pixels for each
-# image, and correlate what was predicted with what happened.
+# image, and correlate what was predicted with what happened. The unit is that of the normalised image, which the
+# network sees: 1 is the standard deviation of all pixels of the data.
 
 # %%
 SIZES = [1e-4, 1e-3, 1e-2, 1e-1, 1]  # standard deviation of the change of a normalised pixel
@@ -513,11 +514,11 @@ plots.curves_with_intervals(
 # The correlation is taken about 0, and where a change did nothing at all it counts as 0.
 #
 # In fp32 the prediction is nearly perfect for tiny changes, and fades for large ones: a gradient is a local statement.
-# With few bits it is poor at *every* size. Tiny changes do nothing, or jump a whole step. Larger ones
-# follow a landscape of which the straight-through gradient is only a sketch.
+# With few bits it says nothing about tiny changes: they do nothing, or jump a whole step. Larger changes follow a
+# landscape of which the straight-through gradient is a sketch, and the sketch is better with 4 bits than with 2.
 #
 # There is a second reason. Max-pooling hands the gradient to one winner among four activations. With four levels
-# many windows have several winners, and the gradient goes to one of them by position in memory.
+# many windows have several winners, and the gradient goes to one of them by its position. How many?
 
 
 # %%
@@ -526,15 +527,16 @@ def tied(network):
     activations = network[:3](x)  # up to the first ReLU or PACT
     windows = F.unfold(activations.flatten(0, 1)[:, None], 2, stride=2)
     largest = windows.amax(1, keepdim=True)
-    return ((windows == largest).sum(1) > 1)[largest[:, 0] > 0].float().mean()
+    inside = F.unfold(mask[:, None].float(), 2, stride=2).amin(1).repeat_interleave(activations.shape[1], 0) > 0
+    counted = inside & (largest[:, 0] > 0)
+    return ((windows == largest).sum(1) > 1)[counted].float().mean()
 
 
 for name, network in networks.items():
     print(f"{name:10} several equal winners in {tied(network):.0%} of the first pooling's windows")
 
 # %% [markdown]
-# Windows whose winner is 0 are left out: no gradient passes there anyway. In fp32 the ties come from the flat black
-# background, where neighbours see the same.
+# Counted are windows on the object whose winner is above 0; elsewhere no gradient passes, or all pixels are black.
 #
 # Now the maps. One row is one image, and the four maps in it share one colour scale.
 
@@ -658,8 +660,6 @@ with warnings.catch_warnings():
 # On quantized networks Captum alone returns the plain gradient under another name. Our function puts an `nn.ReLU`
 # before each PACT in a copy of the network. The output stays, and guided backprop becomes what it claims to be.
 # What it claims is another matter: look again at its row in the randomisation check.
-#
-# Random maps, by the way, keep all their promises.
 
 # %% [markdown]
 # ## Exercises
@@ -707,7 +707,8 @@ for method in tested:
 # <details><summary>One answer</summary>
 #
 # A high number means that the map hardly depends on the class. Integrated gradients are high for the reason of the
-# section above: both maps carry the factor $x - b$. With magnitudes there is a second reason: a pixel that speaks for
+# section above: both maps carry the factor $x - b$. Guided backprop is high, too: most of its picture is made by the
+# ReLUs that it stops, whatever the class. With magnitudes there is a second reason: a pixel that speaks for
 # one class often speaks against its rival, and the magnitude hides the sign. To answer "why this and not that",
 # explain the *difference* of the two logits, and keep the signs.
 #
