@@ -55,8 +55,8 @@ _MINI_FILES = {
         "train-labels-idx1-ubyte.gz": "adc37d8d5bc5b10f104959eccb7cee9f0c1b3ddb77b16e91329a6fcaa34147a6",
     },
     "fashion-mnist": {
-        "t10k-images-idx3-ubyte.gz": "91c01d607a1c52f7b4784a3637b93ffe352d547e0a21c1b374b6a78f5a2a438a",
-        "t10k-labels-idx1-ubyte.gz": "0624356d1199ef38ec2d599217ead68dfb7bec8ba65467eccb8a58e4f245ef2b",
+        "t10k-images-idx3-ubyte.gz": "08704bf0675f2e43d90f110901132ceca070e89641a8431ed3e59379bc1e05c8",
+        "t10k-labels-idx1-ubyte.gz": "1b2ec716182fcbd346d71397a2fcc8db3e75eb2e701137778ff92ebc5425c51c",
         "train-images-idx3-ubyte.gz": "29cec8e9d8d983b7a70f62ca9f26592656549549191e5b894b70cca5a2e62e9b",
         "train-labels-idx1-ubyte.gz": "fdfc0c4936706dacafaf1f60e4d2b0ce8dc046f24d09071078325d21b7bab314",
     },

@@ -79,15 +79,15 @@ def _cnn(in_channels: int, num_classes: int, size: int) -> nn.Module:
     side = size // 4
     return nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(in_channels, 32, 3, padding=1, bias=False),
-            bn1=nn.BatchNorm2d(32),
+            conv1=nn.Conv2d(in_channels, 24, 3, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(24),
             relu1=nn.ReLU(),
             pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(32, 64, 3, padding=1, bias=False),
-            bn2=nn.BatchNorm2d(64),
+            conv2=nn.Conv2d(24, 48, 3, padding=1, bias=False),
+            bn2=nn.BatchNorm2d(48),
             relu2=nn.ReLU(),
             pool2=nn.MaxPool2d(2),
-            conv3=nn.Conv2d(64, 48, 3, padding=1, bias=False),
+            conv3=nn.Conv2d(48, 48, 3, padding=1, bias=False),
             bn3=nn.BatchNorm2d(48),
             relu3=nn.ReLU(),
             flatten=nn.Flatten(),

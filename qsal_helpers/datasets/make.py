@@ -41,14 +41,17 @@ def choose_mnist() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def choose_fashion(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Take 1,000 a class from FashionMNIST's training set and 200 a class from its test set."""
-    chosen = []
-    for part, number in zip(("train", "t10k"), SIZES["fashion-mnist"], strict=True):
-        images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
-        labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
-        order = stratified_order(labels)[:number]
-        chosen.append((images[order], labels[order]))
-    return chosen
+    """Take 1,000 a class from FashionMNIST's training set and 200 a class, every fifth, from its test set."""
+    train, test = (
+        [read_idx(folder / f"{part}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")]
+        for part in ("train", "t10k")
+    )
+    number = SIZES["fashion-mnist"][0]
+    order = stratified_order(train[1])[:number]
+    # A random draw of 2,000 was 0.6 to 1.1 points harder than all 10,000 for each of four networks; see README.md.
+    fifth = np.sort(np.concatenate([np.flatnonzero(test[1] == label)[::5] for label in np.unique(test[1])]))
+    fifth = fifth[stratified_order(test[1][fifth])]
+    return [(train[0][order], train[1][order]), (test[0][fifth], test[1][fifth])]
 
 
 def read_idx(path: Path) -> np.ndarray:

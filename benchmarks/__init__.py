@@ -1,0 +1,1 @@
+"""Speed and size against peers: commands that print a table, never part of the tests."""
