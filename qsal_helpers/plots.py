@@ -243,8 +243,9 @@ def draw_levels(ax: Any, levels: np.ndarray, most: int = 64) -> None:
     """
     levels = np.unique(levels)
     if len(levels) <= most:
-        for i, level in enumerate(levels):
-            ax.axvline(level, color=COLOURS["w2a2"], linewidth=1, alpha=0.8, label="" if i else "levels")
+        # One collection of lines is drawn several times faster than one line object a level.
+        heights = ax.get_xaxis_transform()
+        ax.vlines(levels, 0, 1, color=COLOURS["w2a2"], linewidth=1, alpha=0.8, transform=heights, label="levels")
 
 
 # ---------------------------------------------------------------- lesson 00
@@ -439,7 +440,7 @@ def draw_weights(ax: Any, w: np.ndarray, levels: np.ndarray) -> None:
     >>> figure, axes = new_figure()
     >>> draw_weights(axes[0, 0], np.linspace(-1, 1, 99), np.array([-1, 0, 1]))
     """
-    ax.hist(np.ravel(w), bins=80, color=COLOURS["data"])
+    ax.hist(np.ravel(w), bins=80, histtype="stepfilled", color=COLOURS["data"])
     draw_levels(ax, levels)
     ax.grid(False)
     ax.locator_params(axis="x", nbins=5)
@@ -533,7 +534,7 @@ def plot_bits(w: np.ndarray, quantized: np.ndarray, bits: int, accuracies: dict[
     axes[0, 0].set_title(f"{bits} bits: {len(np.unique(quantized))} levels in use")
     error = np.ravel(np.subtract(quantized, w))
     widest = float(np.abs(w).max()) / 2
-    axes[0, 1].hist(error, bins=81, range=(-widest, widest), color=COLOURS["accent"])
+    axes[0, 1].hist(error, bins=81, range=(-widest, widest), histtype="stepfilled", color=COLOURS["accent"])
     axes[0, 1].locator_params(axis="x", nbins=4)
     axes[0, 1].set(title=f"error: {np.sqrt(np.mean(error**2)):.4f} rms", xlabel="quantized - weight", ylabel="how many")
     axes[0, 2].plot(list(accuracies), [100 * a for a in accuracies.values()], "o-", color=COLOURS["random"])
