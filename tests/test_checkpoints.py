@@ -102,6 +102,7 @@ def test_a_trained_network_comes_back_with_its_alphas_and_can_be_trained_on(path
     save_model(model, path)
     again = load_model(path)
     assert_equal_models(model, again)
+    assert again.conv2.weight.stride() == model.conv2.weight.stride()  # channels_last, which fit left it in
     results = [fit(m, data, epochs=1, progress=False).loss for m in (model, again)]
     assert results[0] == results[1]
 
