@@ -1,4 +1,4 @@
-"""Does training ever collapse? `python -m benchmarks.stability` trains many seeds and prints accuracy for each precision.
+"""Does training ever collapse? `python -m benchmarks.stability` trains many seeds and prints their accuracies.
 
 20 seeds x 3 precisions take about half an hour on two cores; `--seeds 3` is a quick look.
 """
