@@ -315,7 +315,7 @@ def to_integer(model: nn.Module, data: ImageData) -> IntegerModel:
         inputs = [values[name] for name in step.inputs]
         values[step.name], made = _translate(step, inputs, len(data.mean))
         integer_steps += made
-    scale = min(term.grid for term in values[steps[-1].name].terms)
+    scale = float(min(term.grid for term in values[steps[-1].name].terms))
     integer_steps.append(_requantize("logits", values[steps[-1].name], scale, None))
     return IntegerModel(tuple(integer_steps), scale, steps[0].shape)
 

@@ -174,9 +174,11 @@ def _is_plain_addition(node: torch.fx.Node) -> bool:
 
 
 def _pads_with_zeros(node: torch.fx.Node) -> bool:
-    mode = (*node.args, *("constant", None)[len(node.args) - 2 :])[2:4]
+    options = dict(zip(("mode", "value"), node.args[2:], strict=False)) | node.kwargs
+    if options.get("mode", "constant") != "constant" or options.get("value"):
+        return False
     images = len(node.args[0].meta["tensor_meta"].shape) == 4 and len(node.args[1]) <= 6
-    return images and not node.kwargs and mode in (("constant", None), ("constant", 0)) and min(node.args[1]) >= 0
+    return images and min(node.args[1]) >= 0
 
 
 def _slices_channels_and_pixels(index: object) -> bool:
