@@ -338,6 +338,11 @@ def test_a_collapse_of_the_accuracy_warns_and_the_best_epoch_is_kept():
     assert history.best_epoch in (1, 2)
 
 
+def test_a_network_that_has_learned_nothing_after_many_steps_warns():
+    with pytest.warns(UserWarning, match="has learned nothing"):
+        run(net(), epochs=18, batch_size=16, lr=1e-12)
+
+
 def test_a_diverged_training_in_its_first_epoch_gives_back_the_weights_it_was_given():
     model = net("w4a4")
     start = state(model)

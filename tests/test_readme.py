@@ -1,0 +1,37 @@
+"""The README's example does what it says."""
+
+import re
+from pathlib import Path
+
+import torch
+
+import qsal_helpers
+from qsal_helpers.data import ImageData, Split
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_readme_s_three_lines_quantize_and_train_torchvision_s_resnet18(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 10
+    images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    split = Split(images, labels)
+    names = tuple(str(i) for i in range(10))
+    data = ImageData("cifar10", split, split, names, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    monkeypatch.setattr(qsal_helpers, "load_data", lambda *a, **k: data)
+
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf8"), flags=re.DOTALL)
+    names = {}
+    exec(example.replace("epochs=5", "epochs=1"), names)
+
+    layers = [m for m in names["model"].modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert [layer.weight_bits for layer in layers] == [8] + [4] * (len(layers) - 2) + [8]
+    assert not any(isinstance(m, torch.nn.ReLU) for m in names["model"].modules())
+    assert names["history"].epochs == 1
+    assert names["objective"].mask_ratio == 0.5
+
+
+def test_every_file_that_the_readme_links_to_exists():
+    links = re.findall(r"\]\((?!http)([^)#]+)", README.read_text(encoding="utf8"))
+    assert links
+    assert [link for link in links if not (README.parent / link).exists()] == []
