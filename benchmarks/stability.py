@@ -18,7 +18,7 @@ def main() -> None:
     """Train, print the table, and exit with 1 if a run ends below the floor."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--precisions", nargs="+", default=["w4a4", "mixed-4/2", "w2a2"])
     arguments = parser.parse_args()
     data = load_data("fashion-mnist")
