@@ -456,8 +456,8 @@ pd.DataFrame({label: {name: v.mean() for name, v in row.items()} for label, row 
 )
 
 # %% [markdown]
-# The untrained network has learned nothing. Its map lies on the object all the same, is as focused as the trained
-# network's, and does nearly as well in deletion to black. The brightness of the image does about as well, too.
+# The untrained network has learned nothing. Its map lies on the object all the same, is about as focused as the trained
+# network's, and in deletion to black it beats the plain gradient of the trained network. So does the brightness.
 #
 # The reason stands in the formula: integrated gradients *multiply by* $x - b$. Where the image is black, the map is 0,
 # whatever the network thinks. Where it is bright, the map is large. The picture of the shoe is the shoe itself.
