@@ -356,3 +356,43 @@ def test_a_file_cut_at_any_byte_is_refused(path, saved, cut):
     path.write_bytes(saved[: int(cut * len(saved))])
     with pytest.raises(CheckpointError):
         load_model(path)
+
+
+# ---------------------------------------------------------------- in half the bytes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w2a2"])
+def test_half_takes_about_half_the_bytes_and_rounds_nothing_but_weights(precision, tmp_path):
+    model = small(precision).to(memory_format=torch.channels_last)
+    full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
+    save_model(model, full)
+    save_model(model, half, half=True)
+    again = load_model(half)
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+    for (name, before), after in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        expected = before.half().float() if before.dim() >= 2 else before
+        assert after.dtype == before.dtype and torch.equal(after, expected), name
+
+
+def test_what_half_gave_back_comes_back_to_the_bit_and_can_be_trained_on(path):
+    save_model(small(), path, half=True)
+    once = load_model(path)
+    save_model(once, path, half=True)
+    assert_equal_models(once, load_model(path))
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in load_model(path).parameters())
+
+
+def test_half_refuses_weights_that_16_bits_cannot_hold_and_keeps_the_old_file(path):
+    model = small()
+    save_model(model, path, half=True)
+    before = path.read_bytes()
+    model.conv2.weight.data[0, 0, 0, 0] = 1e5
+    with pytest.raises(CheckpointError, match="'conv2.weight' holds numbers beyond 65504"):
+        save_model(model, path, half=True)
+    assert path.read_bytes() == before
+
+
+def test_half_leaves_a_model_of_another_type_alone(path):
+    model = build_model("lenet5", image_size=16).double()
+    save_model(model, path, half=True)
+    assert_equal_models(model, load_model(path))
