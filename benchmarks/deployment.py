@@ -11,11 +11,7 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +21,7 @@ import torch
 from torch import nn
 
 from qsal_helpers import build_model, load_data, quantize
-from qsal_helpers.export import align_biases, onnx_session, save_onnx
+from qsal_helpers.export import align_biases, latencies, onnx_session, peak_memory, save_onnx
 
 NETWORKS = ("vgg_small", "lenet5")
 BATCHES = (1, 64)
@@ -38,23 +34,6 @@ VARIANTS = (
     ("w2a2", "packed"),
 )
 IMAGES = 200
-
-# Run in a fresh process: onnxruntime and the file alone, without torch.
-PEAK = """
-import re, sys
-import numpy as np, onnxruntime
-def peak():
-    # Not getrusage: its peak begins with that of the process which started this one.
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-path, options = sys.argv[1], onnxruntime.SessionOptions()
-options.intra_op_num_threads = int(sys.argv[3])
-if sys.argv[2] != "int8":
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-before = peak()
-session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-session.run(None, {"image": np.zeros((1, 1, 28, 28), np.uint8)})
-print(peak() - before)
-"""
 
 
 def processor() -> str:
@@ -77,19 +56,6 @@ def network(name: str) -> nn.Module:
     return model.eval()
 
 
-def latencies(sessions: dict, batch: int, runs: int) -> dict:
-    """Return milliseconds for one call, the median over `runs` calls that take turns."""
-    images = {"image": np.random.default_rng(0).integers(0, 256, (batch, 1, 28, 28), dtype=np.uint8)}
-    times = {key: [] for key in sessions}
-    for run in range(runs + 2):
-        for key, session in sessions.items():
-            started = time.perf_counter()
-            session.run(None, images)
-            if run >= 2:  # the first calls allocate
-                times[key].append(1000 * (time.perf_counter() - started))
-    return {key: statistics.median(values) for key, values in times.items()}
-
-
 def rows(name: str, folder: Path, threads: int, runs: int) -> list[str]:
     """Return the table's rows for one network."""
     data = load_data("fashion-mnist", size=500)
@@ -104,16 +70,16 @@ def rows(name: str, folder: Path, threads: int, runs: int) -> list[str]:
         found = onnx_session(paths[key], threads).run(None, {"image": images.numpy()})[0].argmax(1)
         agreement[key] = int((found == expected).sum())
     sessions = {key: onnx_session(path, threads) for key, path in paths.items()}
-    times = {batch: latencies(sessions, batch, max(5, runs // batch)) for batch in BATCHES}
+    times = {batch: latencies(sessions, batch, runs=max(5, runs // batch)) for batch in BATCHES}
     result = []
     for key, path in paths.items():
-        command = [sys.executable, "-c", PEAK, str(path), key[1], str(threads)]
-        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         smaller = paths["fp32", "float32"].stat().st_size / path.stat().st_size
         columns = [name, *key, f"{path.stat().st_size:,}", f"1/{smaller:.2f}"]
         for batch in BATCHES:
             columns += [f"{times[batch][key]:.3f}", f"{times[batch][key] / times[batch]['fp32', 'float32']:.2f}"]
-        result.append("| " + " | ".join([*columns, f"{peak:.1f}", f"{agreement[key]}/{IMAGES}"]) + " |")
+        result.append(
+            "| " + " | ".join([*columns, f"{peak_memory(path, threads):.1f}", f"{agreement[key]}/{IMAGES}"]) + " |"
+        )
     return result
 
 

@@ -25,12 +25,22 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .folding import Layer, Step, align_biases, fold
-from .onnx_files import onnx_session, save_onnx
+from .onnx_files import latencies, onnx_session, peak_memory, save_onnx
 
 if TYPE_CHECKING:
     from .data import ImageData
 
-__all__ = ["IntegerModel", "align_biases", "onnx_session", "pack_bits", "save_onnx", "to_integer", "unpack_bits"]
+__all__ = [
+    "IntegerModel",
+    "align_biases",
+    "latencies",
+    "onnx_session",
+    "pack_bits",
+    "peak_memory",
+    "save_onnx",
+    "to_integer",
+    "unpack_bits",
+]
 
 INT32_MAX = 2**31 - 1
 

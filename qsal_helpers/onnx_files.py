@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +126,78 @@ def onnx_session(path: str | os.PathLike, threads: int | None = None) -> Inferen
     else:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def latencies(
+    sessions: Mapping[Any, InferenceSession], batch: int, shape: tuple[int, ...] = (1, 28, 28), runs: int = 50
+) -> dict[Any, float]:
+    """Return milliseconds for one call of each session: the median over `runs` calls that take turns.
+
+    Taking turns gives each session the same share of whatever else the machine is doing. Images are random; how long
+    a network takes does not depend on what is in them.
+
+    Parameters
+    ----------
+    sessions : a name -> a session of `onnx_session`; one thread each (``threads=1``) gives the steadiest times.
+    batch : images a call.
+    shape : ``(C, H, W)`` of an image.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from qsal_helpers import build_model, load_data
+    >>> path = save_onnx(build_model("lenet5"), tempfile.mkdtemp() + "/a.onnx", load_data("mnist", 100), "float32")
+    >>> latencies({"fp32": onnx_session(path, threads=1)}, batch=1, runs=5)["fp32"] > 0
+    True
+    """
+    images = {"image": np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8)}
+    times: dict[Any, list[float]] = {name: [] for name in sessions}
+    for run in range(runs + 2):
+        for name, session in sessions.items():
+            started = time.perf_counter()
+            session.run(None, images)
+            if run >= 2:  # the first calls allocate
+                times[name].append(1000 * (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(path: str | os.PathLike, threads: int = 1) -> float:
+    """Return the memory, in MB, that loading a file and running it on one image takes at its peak.
+
+    A fresh process opens the file with onnxruntime alone, without torch. Counted is what it takes above onnxruntime
+    itself. The number is read from ``/proc``; on systems without it, which are not Linux, the answer is NaN.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from qsal_helpers import build_model, load_data
+    >>> path = save_onnx(build_model("lenet5"), tempfile.mkdtemp() + "/a.onnx", load_data("mnist", 100), "float32")
+    >>> peak_memory(path) < 100 or not Path("/proc").exists()
+    True
+    """
+    storage = _check_file(Path(path).read_bytes(), path)
+    command = [sys.executable, "-c", _PEAK_PROGRAM, str(path), storage, str(threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+_PEAK_PROGRAM = """
+import re, sys
+from pathlib import Path
+import numpy as np, onnxruntime
+def peak():
+    # Not getrusage: its peak begins with that of the process which started this one.
+    status = Path("/proc/self/status")
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) / 1024 if status.exists() else float("nan")
+path, options = sys.argv[1], onnxruntime.SessionOptions()
+options.intra_op_num_threads = int(sys.argv[3])
+if sys.argv[2] != "int8":
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+before = peak()
+session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+image = session.get_inputs()[0]
+session.run(None, {image.name: np.zeros((1, *image.shape[1:]), np.uint8)})
+print(peak() - before)
+"""
 
 
 def _has_vnni() -> bool:

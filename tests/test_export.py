@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +14,16 @@ from torch import nn
 
 from qsal_helpers import build_model, fit, load_data, quantize
 from qsal_helpers.data import ImageData, Split
-from qsal_helpers.export import align_biases, onnx_session, pack_bits, save_onnx, to_integer, unpack_bits
+from qsal_helpers.export import (
+    align_biases,
+    latencies,
+    onnx_session,
+    pack_bits,
+    peak_memory,
+    save_onnx,
+    to_integer,
+    unpack_bits,
+)
 from qsal_helpers.folding import fold
 from qsal_helpers.quantization import PACT, QuantConv2d, QuantLinear, weight_codes
 
@@ -288,6 +298,19 @@ def test_weights_are_stored_in_their_own_bits(vgg_files):
     types = {t.name: onnx.TensorProto.DataType.Name(t.data_type) for t in proto.graph.initializer}
     assert types["conv1.weight.integers"] == "INT8" and types["conv2.weight.integers"] == "INT2"
     assert proto.opset_import[0].version == 25
+
+
+def test_sixty_four_images_take_longer_than_one_in_every_session(vgg_files):
+    sessions = {name: onnx_session(path, threads=1) for name, path in vgg_files.items()}
+    one, many = (latencies(sessions, batch, runs=3) for batch in (1, 64))
+    assert set(one) == set(many) == set(vgg_files)
+    assert all(0 < one[name] < many[name] for name in vgg_files)
+
+
+def test_the_peak_memory_holds_at_least_the_file_and_is_unknown_without_proc(vgg_files):
+    path = vgg_files["fp32"]
+    peak, known = peak_memory(path), Path("/proc/self/status").exists()
+    assert path.stat().st_size / 2**20 < peak < 500 if known else np.isnan(peak)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.9999])
