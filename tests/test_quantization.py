@@ -932,3 +932,19 @@ def test_whatever_calibrate_is_given_every_alpha_ends_above_zero_and_finite(x, q
         dtype = x.dtype if x.is_floating_point() else torch.float32
         correct_or_sentence(lambda: calibrate(model.to(dtype), x, quantile))
     assert 0.999 * ALPHA_MIN <= model[1].alpha.item() < math.inf
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_quantized_weight_keeps_the_strides_that_choose_the_fast_convolution(channels, scheme):
+    w = torch.randn(8, channels, 3, 3, generator=torch.Generator().manual_seed(0))
+    w = w.to(memory_format=torch.channels_last)
+    assert quantize_weight(w, 4, scheme).stride() == w.stride()
+
+
+def test_the_gradient_of_pact_is_laid_out_like_its_input_whatever_the_layout_of_the_gradient_after_it():
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    y = pact(x, 2.0, 4)
+    (grad,) = torch.autograd.grad(y, x, torch.ones(2, 3, 4, 4))
+    assert grad.stride() == x.stride()
