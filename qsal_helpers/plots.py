@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -998,4 +998,535 @@ def plot_completeness(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictu
         ax.set(title=name, xlabel="way to the image (%)")
     axes[0, 0].set_ylabel("change of the logit")
     axes[0, 0].legend(loc="upper left")
+    return figure
+
+
+# ---------------------------------------------------------------- lesson 07
+
+
+def draw_numbers(ax: Any, numbers: np.ndarray, title: str) -> None:
+    """Draw a small matrix of whole numbers as coloured cells, blue below 0 and orange above.
+
+    Examples
+    --------
+    >>> figure, axes = new_figure()
+    >>> draw_numbers(axes[0, 0], np.array([[1, -2], [0, 3]]), "weights")
+    """
+    top = max(1, int(np.abs(numbers).max()))
+    ax.imshow(-np.asarray(numbers), cmap=SIGNED_MAP_COLOURS, vmin=-1.6 * top, vmax=1.6 * top)
+    for (row, column), number in np.ndenumerate(numbers):
+        ax.text(column, row, str(number).replace("-", "−"), ha="center", va="center", fontsize=15)
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.grid(False)
+
+
+def plot_products(window: np.ndarray, weights: np.ndarray) -> Picture:
+    """Return the integers under a filter, the filter's integers and their products, for one input channel.
+
+    Parameters
+    ----------
+    window, weights : integers, ``(kh, kw)``.
+
+    Examples
+    --------
+    >>> figure = plot_products(np.array([[0, 3], [1, 2]]), np.array([[1, -1], [-3, 3]]))
+    """
+    products = np.asarray(window) * np.asarray(weights)
+    figure, axes = new_figure(1, 3, height=3.4)
+    total = str(products.sum()).replace("-", "−")
+    titles = ("integers of the input", "integers of the filter", f"products, sum {total}")
+    for ax, numbers, title in zip(axes[0], (window, weights, products), titles, strict=True):
+        draw_numbers(ax, numbers, title)
+    return figure
+
+
+def plot_byte(codes: Sequence[int], bits: int) -> Picture:
+    """Return the eight bits of a byte with the numbers that are packed into it, the first in the lowest bits.
+
+    Parameters
+    ----------
+    codes : ``8 // bits`` integers in two's complement.
+
+    Examples
+    --------
+    >>> figure = plot_byte([1, -2, 0, -1], bits=2)
+    """
+    if len(codes) * bits != 8:
+        raise ValueError(f"a byte holds {8 // bits} numbers of {bits} bits; got {len(codes)}")
+    figure, axes = new_figure(height=2.5)
+    ax, byte = axes[0, 0], 0
+    colours = [COLOURS[name] for name in ("data", "guided", "mixed-4/2", "accent")]
+    for place, code in enumerate(codes):
+        field = int(code) & (2**bits - 1)
+        byte |= field << (place * bits)
+        left = 8 - (place + 1) * bits
+        ax.barh(0, bits, left=left, color=colours[place % 4], edgecolor="white", linewidth=4, height=1, alpha=0.6)
+        ax.text(left + bits / 2, 0.85, f"number {place}: {code}".replace("-", "−"), ha="center", fontsize=13)
+        for i, bit in enumerate(f"{field:0{bits}b}"):
+            ax.text(left + i + 0.5, 0, bit, ha="center", va="center", fontsize=22)
+    for i in range(8):
+        ax.text(i + 0.5, -0.85, f"bit {7 - i}", ha="center", va="center", fontsize=12)
+    ax.set(xlim=(0, 8), ylim=(-1.2, 1.3), title=f"one byte: {byte:08b}, which is {byte} or hexadecimal {byte:02x}")
+    ax.axis("off")
+    return figure
+
+
+def plot_widths(widths: dict[str, dict[str, int]]) -> Picture:
+    """Return how many bits the accumulators of each layer need, with lines at the widths that processors have.
+
+    Parameters
+    ----------
+    widths : what is counted, such as "worst case" -> a layer's name -> bits.
+
+    Examples
+    --------
+    >>> figure = plot_widths({"worst case": {"conv1": 19, "fc1": 15}, "seen": {"conv1": 17, "fc1": 10}})
+    """
+    figure, axes = new_figure(height=3.8)
+    ax, share = axes[0, 0], 0.8 / len(widths)
+    for i, ((name, layers), colour) in enumerate(zip(widths.items(), ("random", "w2a2", "w4a4"), strict=False)):
+        places = np.arange(len(layers)) + (i - (len(widths) - 1) / 2) * share
+        ax.bar_label(ax.bar(places, list(layers.values()), share, color=COLOURS[colour], label=name))
+    for width in (8, 16, 32):
+        ax.axhline(width, color=COLOURS["fp32"], linestyle="--", linewidth=1.2)
+        ax.text(len(layers) - 0.45, width, f"int{width}", va="center", fontsize=12)
+    ax.set_xticks(range(len(layers)), list(layers))
+    ax.grid(False, axis="x")
+    ax.set(title="How wide must an accumulator be?", ylabel="bits, sign included", xlim=(-0.6, len(layers) - 0.5))
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def plot_file(parts: dict[str, tuple[int, int]], size: int, columns: int = 256) -> Picture:
+    """Return a map of a file: a cell a byte, row by row, coloured by what it belongs to.
+
+    Parameters
+    ----------
+    parts : a name -> (first byte, number of bytes). Bytes of no part are "all else".
+    size : bytes of the whole file.
+
+    Examples
+    --------
+    >>> figure = plot_file({"conv1": (300, 200), "fc1": (800, 9000)}, size=10_000)
+    """
+    owners = np.zeros(-(-size // columns) * columns)
+    owners[size:] = np.nan
+    for number, (start, length) in enumerate(parts.values(), 1):
+        owners[start : start + length] = number
+    palette = [COLOURS[name] for name in ("random", "accent", "w2a2", "mixed-4/2", "data", "guided", "w4a4")]
+    palette = (palette + palette[1:] * (len(parts) // 6 + 1))[: len(parts) + 1]
+    figure, axes = new_figure(height=4.2)
+    ax, colours = axes[0, 0], matplotlib.colors.ListedColormap(palette)
+    grid = owners.reshape(-1, columns)
+    ax.imshow(grid, cmap=colours, vmin=-0.5, vmax=len(parts) + 0.5, aspect="auto", extent=(0, columns, len(grid), 0))
+    ax.grid(False)
+    ax.set(title=f"{size:,} bytes, one after the other", xlabel="byte in its row", ylabel=f"row of {columns} bytes")
+    counted = {"all else": size - sum(length for _, length in parts.values())}
+    counted |= {name: length for name, (_, length) in parts.items()}
+    boxes = [matplotlib.patches.Patch(color=colour) for colour in palette]
+    labels = [f"{name}: {length:,}" for name, length in counted.items()]
+    ax.legend(boxes, labels, loc="center left", bbox_to_anchor=(1, 0.5), title="bytes")
+    return figure
+
+
+def plot_costs(panels: dict[str, dict[str, dict[str, float]]], reference: str = "fp32") -> Picture:
+    """Return costs of files as multiples of one of them, on logarithmic axes: a row a file, a marker a network.
+
+    Parameters
+    ----------
+    panels : a panel's title -> a network's name -> a file's name -> its cost, in any unit.
+    reference : the file that counts as 1.
+
+    Examples
+    --------
+    >>> costs = {"lenet5": {"fp32": 180.0, "int8": 50.0}}
+    >>> figure = plot_costs({"bytes": costs, "time": costs})
+    """
+    figure, axes = new_figure(1, len(panels), height=4.2, sharey=True)
+    for ax, (title, networks) in zip(axes[0], panels.items(), strict=True):
+        for (name, costs), marker, colour in zip(networks.items(), "os^D", METHOD_COLOURS.values(), strict=False):
+            ratios = [cost / costs[reference] for cost in costs.values()]
+            ax.plot(ratios, range(len(costs)), marker, color=colour, markersize=9, alpha=0.85, label=name)
+        ax.axvline(1, color=COLOURS["fp32"], linestyle="--", linewidth=1.2)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
+        ax.set(title=title, xlabel=f"times {reference}'s")
+        ax.set_yticks(range(len(costs)), list(costs))
+        ax.margins(x=0.12)
+    axes[0, 0].set_ylim(len(costs) - 0.5, -0.5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def plot_deployed(
+    image: np.ndarray,
+    probabilities: np.ndarray,
+    saliency: np.ndarray,
+    class_names: Sequence[str],
+    label: int,
+    name: str,
+    cost: str,
+) -> Picture:
+    """Return an image with the prediction and the saliency map of a file, and what the file costs above them.
+
+    Parameters
+    ----------
+    image : ``(1, H, W)`` or ``(H, W)``, uint8.
+    probabilities : ``(classes,)``, from 0 to 1.
+    saliency : ``(H, W)``.
+    label : number of the right class.
+    name, cost : of the file, in words.
+
+    Examples
+    --------
+    >>> half = np.array([0.5, 0.5])
+    >>> figure = plot_deployed(np.zeros((8, 8), np.uint8), half, np.eye(8), ["bag", "shirt"], 0, "int8", "1 kB")
+    """
+    figure = plot_explanations(image, {name: probabilities}, {name: saliency}, class_names, label)
+    figure.suptitle(f"{name}: {cost}")
+    return figure
+
+
+# ---------------------------------------------------------------- lesson 04
+
+
+class Frame(NamedTuple):
+    """What a network shows of itself at one moment of its training.
+
+    Attributes
+    ----------
+    step, epoch : when, counted from 1.
+    maps : ``(N, H, W)``, the maps of N fixed images.
+    replaced : bool ``(N, H, W)``, which pixels would be replaced.
+    terms : the terms of the loss at that batch, nats.
+    """
+
+    step: int
+    epoch: int
+    maps: np.ndarray
+    replaced: np.ndarray
+    terms: dict[str, float]
+
+
+def coloured_where(images: np.ndarray, replaced: np.ndarray) -> np.ndarray:
+    """Return images ``(N, C, H, W)``, uint8, as RGB ``(N, H, W, 3)``, with one colour where `replaced` is True.
+
+    Examples
+    --------
+    >>> coloured_where(np.zeros((1, 1, 1, 2), np.uint8), np.array([[[False, True]]]))[0, 0].round(1).tolist()
+    [[0.0, 0.0, 0.0], [0.8, 0.5, 0.7]]
+    """
+    pixels = np.moveaxis(np.asarray(images), 1, -1) / 255
+    return np.where(np.asarray(replaced)[..., None], matplotlib.colors.to_rgb(COLOURS["accent"]), pixels)
+
+
+def plot_masking(
+    image: np.ndarray,
+    saliency: np.ndarray,
+    replaced: np.ndarray,
+    masked: np.ndarray,
+    probabilities: tuple[np.ndarray, np.ndarray],
+    class_names: Sequence[str],
+    label: int,
+) -> Picture:
+    """Return a saliency map, the pixels that it gives up, the image without them, and what the network says of it.
+
+    Parameters
+    ----------
+    image, masked : ``(C, H, W)``, uint8; before and after the pixels are replaced.
+    saliency : ``(H, W)``.
+    replaced : bool ``(H, W)``.
+    probabilities : of the image and of the masked image, each ``(classes,)``, 0 to 1.
+    label : number of the right class.
+
+    Examples
+    --------
+    >>> image, half = np.zeros((1, 8, 8), np.uint8), np.array([0.5, 0.5])
+    >>> figure = plot_masking(image, np.eye(8), np.eye(8) > 0, image, (half, half), ["bag", "shirt"], 0)
+    """
+    figure, axes = new_figure(1, 4, width=11, height=3.2, width_ratios=(1, 1, 1, 1.3))
+    before, after = probabilities
+    draw_map(axes[0, 0], saliency)
+    axes[0, 0].set_title("saliency map")
+    draw_rgb(axes[0, 1], coloured_where(image[None], replaced[None])[0])
+    axes[0, 1].set_title(f"{replaced.mean():.0%} to replace")
+    draw_image(axes[0, 2], masked)
+    axes[0, 2].set_title("what the network gets")
+    ax = axes[0, 3]
+    draw_prediction(ax, after, class_names, COLOURS["data"], label)
+    ax.plot(np.multiply(before, 100), range(len(before)), "|", color="black", markersize=12, label="whole image")
+    ax.set_title("prediction (black: whole image)")
+    return figure
+
+
+def draw_rgb(ax: Any, picture: np.ndarray) -> None:
+    """Draw a picture, ``(H, W, 3)`` in [0, 1], without ticks.
+
+    Examples
+    --------
+    >>> figure, axes = new_figure()
+    >>> draw_rgb(axes[0, 0], np.zeros((2, 2, 3)))
+    """
+    ax.imshow(picture)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+
+
+def frame_tiles(images: np.ndarray, frame: Frame) -> np.ndarray:
+    """Return one RGB picture ``(2 * H + 1, N * (W + 1) - 1, 3)``: the maps in a row, below them the pixels that stay.
+
+    Each map is shown as a share of its own 99th percentile; replaced pixels have one colour.
+
+    Parameters
+    ----------
+    images : ``(N, C, H, W)``, uint8.
+
+    Examples
+    --------
+    >>> frame = Frame(1, 1, np.ones((3, 4, 4)), np.zeros((3, 4, 4), bool), {})
+    >>> frame_tiles(np.zeros((3, 1, 4, 4), np.uint8), frame).shape
+    (9, 14, 3)
+    """
+    tops = np.quantile(np.abs(frame.maps), 0.99, axis=(1, 2), keepdims=True)
+    maps = matplotlib.colormaps[MAP_COLOURS](np.abs(frame.maps) / np.maximum(tops, 1e-12))[..., :3]
+    cells = np.stack([maps, coloured_where(images, frame.replaced)])  # (2, N, H, W, 3)
+    cells = np.pad(cells, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=1)  # a white line between
+    rows, columns, height, width, _ = cells.shape
+    return cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)[:-1, :-1]
+
+
+def plot_training_now(images: np.ndarray, frames: Sequence[Frame], steps: int) -> Picture:
+    """Return the last frame's maps and masks, and the terms of the loss so far: the picture of the live view.
+
+    Parameters
+    ----------
+    images : ``(N, C, H, W)``, uint8.
+    frames : from the first to the newest.
+    steps : how many batches the training has.
+
+    Examples
+    --------
+    >>> frame = Frame(1, 1, np.ones((2, 8, 8)), np.zeros((2, 8, 8), bool), {"cross_entropy": 2.3})
+    >>> figure = plot_training_now(np.zeros((2, 1, 8, 8), np.uint8), [frame], steps=10)
+    """
+    figure, axes = new_figure(1, 2, width=10, height=3.2, width_ratios=(1.5, 1))
+    # Places by hand: a layout that is computed anew for each frame costs more time, and lets the picture jump.
+    figure.set_layout_engine("none")
+    axes[0, 0].set_position((0.01, 0.03, 0.56, 0.86))
+    axes[0, 1].set_position((0.66, 0.17, 0.32, 0.72))
+    draw_rgb(axes[0, 0], frame_tiles(images, frames[-1]))
+    axes[0, 0].set_title(f"epoch {frames[-1].epoch}: maps, and the pixels that stay")
+    ax, at = axes[0, 1], [frame.step for frame in frames]
+    for name, marker in (("cross_entropy", "o"), ("divergence", "s")):
+        if name in frames[-1].terms:
+            colour = COLOURS["plain" if name == "cross_entropy" else "guided"]
+            values = [frame.terms[name] for frame in frames]
+            ax.plot(at, values, f"{marker}-", color=colour, markersize=4, label=name.replace("_", " "))
+    ax.set(title="terms of the loss", xlabel="batch", ylabel="nats", xlim=(0, steps), ylim=(0, None))
+    ax.legend(loc="upper right", fontsize=10)
+    return figure
+
+
+def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]]) -> Picture:
+    """Return the last frame of each epoch side by side, one network above the other.
+
+    Parameters
+    ----------
+    images : ``(N, C, H, W)``, uint8.
+    frames : a network's name -> its frames.
+
+    Examples
+    --------
+    >>> frame = Frame(1, 1, np.ones((2, 8, 8)), np.zeros((2, 8, 8), bool), {})
+    >>> figure = training_strip(np.zeros((2, 1, 8, 8), np.uint8), {"plain": [frame], "guided": [frame]})
+    """
+    last = {name: list({frame.epoch: frame for frame in some}.values()) for name, some in frames.items()}
+    columns = max(len(some) for some in last.values())
+    side = 10 / columns
+    figure, axes = new_figure(len(last), columns, width=10, height=len(last) * (side * 2 / len(images) + 0.25) + 0.4)
+    for ax in axes.flat:
+        ax.axis("off")
+    for row, (name, some) in zip(axes, last.items(), strict=True):
+        for ax, frame in zip(row, some, strict=False):
+            draw_rgb(ax, frame_tiles(images, frame))
+            ax.set_title(f"{name}, epoch {frame.epoch}", fontsize=11)
+    return figure
+
+
+def seeds_with_intervals(
+    panels: dict[str, dict[str, dict[Any, Sequence[np.ndarray]]]], xlabel: str, ylabels: Sequence[str]
+) -> Picture:
+    """Return, for each panel and each entry of the x axis, one point a seed with the 95 % interval over the images.
+
+    A line joins the means over the seeds. Points of one entry that lie further apart than their bars are long differ
+    by the seed, not by the choice of images.
+
+    Parameters
+    ----------
+    panels : a panel's title -> a series' name -> an entry of the x axis -> one array a seed, ``(N,)``.
+    ylabels : what the numbers of each panel are, with the unit or the direction that is good.
+
+    Examples
+    --------
+    >>> values = {"plain": [np.arange(9), np.arange(9) + 1], "0.5": [np.arange(9), np.arange(9) + 2]}
+    >>> figure = seeds_with_intervals({"Focus": {"gradient": values}}, "mask ratio", ["Gini index"])
+    """
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(rows, columns, height=3.1 * rows)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    handles: dict[str, Any] = {}
+    for ax, (title, series), ylabel in zip(axes.flat, panels.items(), ylabels, strict=False):
+        for number, ((name, entries), style) in enumerate(
+            zip(series.items(), series_styles(list(series)), strict=True)
+        ):
+            (handles[name],) = ax.plot(
+                range(len(entries)), [np.mean([np.nanmean(v) for v in seeds]) for seeds in entries.values()], **style
+            )
+            for place, seeds in enumerate(entries.values()):
+                for seed, values in enumerate(seeds):
+                    x = place + 0.08 * (seed - (len(seeds) - 1) / 2) + 0.02 * number
+                    bar = 1.96 * np.nanstd(values) / np.sqrt(np.isfinite(values).sum())
+                    ax.errorbar(x, np.nanmean(values), bar, fmt="o", color=style["color"], markersize=5, linewidth=1.5)
+            ax.set_xticks(range(len(entries)), [str(entry) for entry in entries])
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        ax.margins(x=0.08, y=0.15)
+    if len(handles) > 1:
+        labels = [name.replace("_", " ") for name in handles]
+        figure.legend(handles.values(), labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+# ---------------------------------------------------------------- lesson 05
+
+
+def pareto_front(scores: np.ndarray) -> np.ndarray:
+    """Return which rows no other row beats: none is at least as good in every column and better in one.
+
+    Parameters
+    ----------
+    scores : ``(N, K)``; larger is better in every column, so put a minus before costs.
+
+    Returns
+    -------
+    bool ``(N,)``. Equal rows do not beat each other.
+
+    Examples
+    --------
+    >>> pareto_front(np.array([[-100, 0.9], [-50, 0.8], [-70, 0.7]])).tolist()
+    [True, True, False]
+    """
+    scores = np.asarray(scores)
+    others, own = scores[:, None], scores[None, :]
+    return ~((others >= own).all(-1) & (others > own).any(-1)).any(0)
+
+
+def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xlabel: str) -> Picture:
+    """Return networks by size and by what they are good for; a line joins those that no other one beats.
+
+    Filled points are guided, hollow ones are not. The first word of a name sets the colour.
+
+    Parameters
+    ----------
+    sizes : a network's name -> its size, the smaller the better.
+    panels : a panel's title -> the same names -> a number, the larger the better.
+    xlabel : what the sizes are, with the unit.
+
+    Examples
+    --------
+    >>> figure = plot_pareto({"fp32": 9, "w2a2 guided": 1}, {"accuracy": {"fp32": 0.9, "w2a2 guided": 0.8}}, "kB")
+    """
+    figure, axes = new_figure(1, len(panels), height=4.2)
+    for ax, (title, values) in zip(axes[0], panels.items(), strict=True):
+        points = np.array([[sizes[name], value] for name, value in values.items()])
+        front = points[pareto_front(points * [-1, 1])]
+        front = front[front[:, 0].argsort()]
+        ax.step(front[:, 0], front[:, 1], where="post", color=COLOURS["random"], linewidth=1.5, zorder=0)
+        for (name, (x, y)), style in zip(zip(values, points, strict=True), series_styles(list(values)), strict=True):
+            face = style["color"] if "guided" in name else "white"
+            ax.plot(x, y, "o", color=style["color"], markerfacecolor=face, markersize=9, label=name)
+        ax.set(title=title, xlabel=xlabel, xscale="log")
+        ax.set_xticks(sorted(set(sizes.values())), [f"{size:.0f}" for size in sorted(set(sizes.values()))])
+        ax.minorticks_off()
+        ax.margins(0.12)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    return figure
+
+
+def plot_effects(panels: dict[str, dict[str, np.ndarray]], floors: dict[str, float], xlabel: str) -> Picture:
+    """Return mean differences with the 95 % interval of the mean over the images, on a grey band: the noise floor.
+
+    Parameters
+    ----------
+    panels : a panel's title -> a row's name -> one difference an image, ``(N,)``. NaN is left out.
+    floors : a panel's title -> how far two trainings lie apart that differ only in the seed.
+    xlabel : what the differences are.
+
+    Examples
+    --------
+    >>> figure = plot_effects({"Gini": {"w2a2": np.array([0.1, 0.2])}}, {"Gini": 0.05}, "guided minus plain")
+    """
+    most = max(len(rows) for rows in panels.values())
+    figure, axes = new_figure(1, len(panels), height=0.45 * most + 1.9, sharey=True)
+    for ax, (title, rows) in zip(axes[0], panels.items(), strict=True):
+        ax.axvspan(-floors[title], floors[title], color=COLOURS["random"], alpha=0.35, linewidth=0)
+        ax.axvline(0, color="black", linewidth=1)
+        for i, ((_, values), style) in enumerate(zip(rows.items(), series_styles(list(rows)), strict=True)):
+            error = 1.96 * np.nanstd(values) / np.sqrt(np.isfinite(values).sum())
+            ax.errorbar(np.nanmean(values), i, xerr=error, fmt="o", color=style["color"], capsize=4, markersize=8)
+        ax.set_yticks(range(len(rows)), list(rows))
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_title(title)
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+    figure.supxlabel(xlabel, fontsize=12)
+    return figure
+
+
+def plot_combined(
+    image: np.ndarray,
+    saliency: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    label: int,
+    measured: dict[str, float],
+    reference: dict[str, float],
+    title: str,
+) -> Picture:
+    """Return an image, a network's map and prediction for it, and the network's figures over many images.
+
+    Parameters
+    ----------
+    image : ``(C, H, W)`` or ``(H, W)``, uint8.
+    saliency : ``(H, W)``.
+    probabilities : ``(classes,)``.
+    label : the right class.
+    measured, reference : what was measured -> a number between 0 and 1, for this network and for one to compare with.
+
+    Examples
+    --------
+    >>> half = np.array([0.5, 0.5])
+    >>> image, figures = np.zeros((8, 8), np.uint8), {"accuracy": 0.9}
+    >>> figure = plot_combined(image, np.eye(8), half, ["bag", "shirt"], 0, figures, figures, "w2a2")
+    """
+    figure, axes = new_figure(1, 4, height=3.3, width_ratios=(1, 1, 1, 1.2))
+    draw_image(axes[0, 0], image)
+    axes[0, 0].set_title(f"image: {class_names[label]}", fontsize=11)
+    draw_map(axes[0, 1], saliency)
+    axes[0, 1].set_title("saliency map", fontsize=11)
+    draw_prediction(axes[0, 2], probabilities, class_names, COLOURS["data"], label)
+    axes[0, 2].set_title("prediction", fontsize=11)
+    ax = axes[0, 3]
+    for i, (name, value) in enumerate(measured.items()):
+        ax.plot(reference[name], i, "o", color="black", markerfacecolor="white", markersize=9, label="fp32, plain")
+        ax.plot(value, i, "o", color=COLOURS["guided"], markersize=9, label="this network")
+        ax.text(1.06, i, f"{value:.2f}", va="center", fontsize=11)
+    ax.set_yticks(range(len(measured)), list(measured), fontsize=11)
+    ax.set(xlim=(min(0, *measured.values(), *reference.values()) - 0.05, 1.05), ylim=(len(measured) - 0.5, -0.5))
+    ax.set_title("over many images", fontsize=11)
+    ax.legend(*(part[:2] for part in ax.get_legend_handles_labels()), loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    figure.suptitle(title)
     return figure

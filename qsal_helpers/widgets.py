@@ -6,13 +6,23 @@ The functions named ``*_panel`` each belong to one lesson.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
 import numpy as np
 
-from .plots import Picture, plot_bits, plot_clipping, plot_method, plot_pact, plot_prediction
+from .plots import (
+    Picture,
+    plot_bits,
+    plot_clipping,
+    plot_combined,
+    plot_deployed,
+    plot_method,
+    plot_pact,
+    plot_prediction,
+)
 
 # Every panel of this process, so that a test can move all the sliders that a lesson shows.
 PANELS: list[ipywidgets.VBox] = []
@@ -252,3 +262,194 @@ def method_panel(
         "image": slider("image", 0, 0, len(images) - 1),
     }
     return panel(draw, controls, help="The samples count for smooth grad, the steps for integrated gradients.")
+
+
+# ---------------------------------------------------------------- lesson 07
+
+
+def deployment_panel(
+    images: np.ndarray,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    probabilities: Mapping[tuple[int, str], np.ndarray],
+    maps: Mapping[tuple[int, str], np.ndarray],
+    costs: Mapping[tuple[int, str], str],
+) -> ipywidgets.VBox:
+    """Return sliders for bits, storage and image above a file's prediction, saliency map and cost.
+
+    Parameters
+    ----------
+    images : ``(N, C, H, W)`` uint8.
+    labels : the right classes, ``(N,)``.
+    probabilities : (bits, storage) -> ``(N, classes)``. Where a storage has no file of some bits, the file that there
+        is for these bits is shown.
+    maps : the same keys -> ``(N, H, W)``.
+    costs : the same keys -> a short text.
+
+    Examples
+    --------
+    >>> key = (2, "packed")
+    >>> images = np.zeros((1, 1, 8, 8), np.uint8)
+    >>> box = deployment_panel(images, [0], ["a", "b"], {key: np.eye(2)}, {key: np.ones((1, 8, 8))}, {key: "1 kB"})
+    """
+
+    def draw(bits: int, storage: str, image: int) -> Picture:
+        key = (bits, storage) if (bits, storage) in maps else next(key for key in maps if key[0] == bits)
+        name = f"{key[0]} bits, {key[1]}"
+        shown = probabilities[key][image], maps[key][image]
+        return plot_deployed(images[image], *shown, class_names, int(labels[image]), name, costs[key])
+
+    controls = {
+        "bits": choice("bits", list(dict.fromkeys(bits for bits, _ in maps))),
+        "storage": choice("storage", list(dict.fromkeys(storage for bits, storage in maps if bits < 32))),
+        "image": slider("image", 0, 0, len(images) - 1),
+    }
+    return panel(draw, controls, help="With 32 bits there is one file, which holds floats, whatever the storage.")
+
+
+# ---------------------------------------------------------------- lesson 04
+
+
+def mask_panel(
+    images: np.ndarray,
+    maps: np.ndarray,
+    replaced: Mapping[float, np.ndarray],
+    masked: Mapping[str, Mapping[float, np.ndarray]],
+    probabilities: Mapping[str, Mapping[float, np.ndarray]],
+    class_names: Sequence[str],
+    labels: Sequence[int],
+) -> ipywidgets.VBox:
+    """Return sliders for mask ratio, fill and image above what is replaced and what the network makes of the rest.
+
+    Parameters
+    ----------
+    images : ``(N, C, H, W)``, uint8.
+    maps : saliency maps, ``(N, H, W)``.
+    replaced : a mask ratio -> which pixels are replaced, bool ``(N, H, W)``. The first ratio is 0.
+    masked : a fill -> a mask ratio -> the images with these pixels replaced, like `images`.
+    probabilities : the same keys -> ``(N, classes)``, from 0 to 1.
+    labels : the right classes, ``(N,)``.
+
+    Examples
+    --------
+    >>> images, half = np.zeros((2, 1, 8, 8), np.uint8), np.full((2, 2), 0.5)
+    >>> replaced = {0.0: np.zeros((2, 8, 8), bool), 1.0: np.ones((2, 8, 8), bool)}
+    >>> masked, answers = {"black": dict.fromkeys(replaced, images)}, {"black": dict.fromkeys(replaced, half)}
+    >>> box = mask_panel(images, np.ones((2, 8, 8)), replaced, masked, answers, ["bag", "shirt"], [0, 1])
+    """
+
+    def draw(ratio: float, fill: str, image: int) -> Picture:
+        return plot_masking(
+            images[image],
+            maps[image],
+            replaced[ratio][image],
+            masked[fill][ratio][image],
+            (probabilities[fill][0.0][image], probabilities[fill][ratio][image]),
+            class_names,
+            int(labels[image]),
+        )
+
+    ratios = list(replaced)
+    controls = {
+        "ratio": choice("mask ratio", [(f"{ratio:.0%}", ratio) for ratio in ratios], ratios[len(ratios) // 2]),
+        "fill": choice("fill", list(masked)),
+        "image": slider("image", 0, 0, len(images) - 1),
+    }
+    return panel(draw, controls, help="Black ticks: the prediction for the whole image. Bars: for what is left of it.")
+
+
+class LiveView:
+    """Watch a few fixed images while a network learns: a callback for `fit`.
+
+    ``live.picture`` is one image widget whose content changes, so nothing flickers. The frames stay in
+    ``live.frames``, for `plots.training_strip`.
+
+    Parameters
+    ----------
+    data, fixed : the data set, and the images to watch.
+    mask_ratio : share of the pixels that the mask takes when the objective has no ratio of its own.
+    budget : share of the training time that drawing may take. A frame that comes too early is kept and not drawn.
+
+    Attributes
+    ----------
+    frames : one `plots.Frame` a call.
+    seconds : time spent in this view so far.
+
+    Examples
+    --------
+    >>> from qsal_helpers import build_model, fit, load_data
+    >>> data = load_data("fashion-mnist", size=500)
+    >>> live = LiveView(data, data.test[:4])
+    >>> history = fit(build_model("lenet5"), data, epochs=1, progress=False, callback=live)
+    >>> [frame.step for frame in live.frames], len(live.picture.value) > 0
+    ([4], True)
+    """
+
+    def __init__(self, data: ImageData, fixed: Split, mask_ratio: float = 0.5, budget: float = 0.06) -> None:
+        self.images, self.labels, self.x = fixed.images.numpy(), fixed.labels, data.normalise(fixed.images)
+        self.mask_ratio, self.budget = mask_ratio, budget
+        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        self.frames: list[Frame] = []
+        self.seconds = self._started = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a frame, and draw it if there is time."""
+        now = time.perf_counter()
+        self._started = self._started or now
+        self.frames.append(self._look(progress))
+        if progress.step == progress.steps or self.seconds <= self.budget * (now - self._started):
+            self.picture.value = plot_training_now(self.images, self.frames, progress.steps).to_png()
+        self.seconds += time.perf_counter() - now
+
+    def _look(self, progress: Progress) -> Frame:
+        model, objective = progress.model, progress.objective
+        signed = saliency_map(model, self.x.to(device_of(model, self.x)), self.labels, absolute=False)
+        ratio, ranking = getattr(objective, "mask_ratio", self.mask_ratio), getattr(objective, "rank_by", "magnitude")
+        replaced = least_salient(signed[:, None], ratio, ranking)[:, 0]
+        terms = getattr(objective, "terms", None) or {"cross_entropy": progress.loss}
+        terms = {name: float(value) for name, value in terms.items()}
+        return Frame(progress.step, progress.epoch, signed.abs().cpu().numpy(), replaced.cpu().numpy(), terms)
+
+
+# ---------------------------------------------------------------- lesson 05
+
+
+def combined_panel(
+    explain: Callable[[str, float], tuple[np.ndarray, np.ndarray, dict[str, float]]],
+    images: np.ndarray,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    precisions: Sequence[str],
+    ratios: Sequence[float],
+) -> ipywidgets.VBox:
+    """Return sliders for bits, mask ratio and image, which switch between trained networks.
+
+    Parameters
+    ----------
+    explain : (precision, mask ratio) -> probabilities ``(N, classes)``, maps ``(N, H, W)``, and what was measured on
+        many images, each a number between 0 and 1. Called when a setting is first shown, and never again for it.
+    images : ``(N, C, H, W)`` uint8.
+    labels : the right classes, ``(N,)``.
+    precisions, ratios : the settings; the first of each is what others are compared with.
+
+    Examples
+    --------
+    >>> explain = lambda precision, ratio: (np.eye(2), np.zeros((2, 8, 8)), {"accuracy": 1 - ratio})
+    >>> images = np.zeros((2, 1, 8, 8), np.uint8)
+    >>> box = combined_panel(explain, images, [0, 1], ["bag", "shirt"], ["fp32", "w2a2"], [0, 0.5])
+    """
+    explain = functools.cache(explain)
+    *_, reference = explain(precisions[0], ratios[0])
+
+    def draw(precision: str, ratio: float, image: int) -> Picture:
+        probabilities, maps, measured = explain(precision, ratio)
+        title = f"{precision}, mask ratio {ratio:g}" if ratio else f"{precision}, plain training"
+        shown = images[image], maps[image], probabilities[image]
+        return plot_combined(*shown, class_names, int(labels[image]), measured, reference, title)
+
+    controls = {
+        "precision": choice("bits", list(precisions), precisions[-1]),
+        "ratio": choice("mask ratio", list(ratios), ratios[-1]),
+        "image": slider("image", 0, 0, len(images) - 1),
+    }
+    return panel(draw, controls, help="Each setting is another trained network. Mask ratio 0 is plain training.")
