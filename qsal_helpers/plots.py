@@ -1005,7 +1005,7 @@ def plot_completeness(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictu
 
 
 def draw_numbers(ax: Any, numbers: np.ndarray, title: str) -> None:
-    """Draw a small matrix of whole numbers as coloured cells, blue below 0 and orange above.
+    """Draw a small matrix of whole numbers as coloured cells, orange below 0 and purple above.
 
     Examples
     --------
@@ -1013,7 +1013,7 @@ def draw_numbers(ax: Any, numbers: np.ndarray, title: str) -> None:
     >>> draw_numbers(axes[0, 0], np.array([[1, -2], [0, 3]]), "weights")
     """
     top = max(1, int(np.abs(numbers).max()))
-    ax.imshow(-np.asarray(numbers), cmap=SIGNED_MAP_COLOURS, vmin=-1.6 * top, vmax=1.6 * top)
+    ax.imshow(numbers, cmap=SIGNED_MAP_COLOURS, vmin=-1.6 * top, vmax=1.6 * top)
     for (row, column), number in np.ndenumerate(numbers):
         ax.text(column, row, str(number).replace("-", "−"), ha="center", va="center", fontsize=15)
     ax.set(xticks=[], yticks=[], title=title)
