@@ -7,22 +7,30 @@ The functions named ``*_panel`` each belong to one lesson.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
 import numpy as np
 
+from .data import ImageData, Split
+from .guided import least_salient
 from .plots import (
+    Frame,
     Picture,
     plot_bits,
     plot_clipping,
     plot_combined,
     plot_deployed,
+    plot_masking,
     plot_method,
     plot_pact,
     plot_prediction,
+    plot_training_now,
 )
+from .saliency import device_of, saliency_map
+from .training import Progress
 
 # Every panel of this process, so that a test can move all the sliders that a lesson shows.
 PANELS: list[ipywidgets.VBox] = []
