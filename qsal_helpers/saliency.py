@@ -57,8 +57,8 @@ def saliency_map(
     absolute : option of every method. True (default): a magnitude, the sum of the channels' absolute values;
         for "grad_cam" its positive part, as in the paper. False: the signed sum over the channels.
     batch_size : option of every method; how many images, noisy copies and steps included, go through the model at once
-        (64). This bounds the memory; Captum calls it ``internal_batch_size``. It does not change a map by more
-        than rounding.
+        (64). This bounds the memory; Captum calls it ``internal_batch_size``. It changes a map by float rounding
+        only; in a quantized model that can tip an activation over to the next level, and so show.
 
     Returns
     -------
@@ -339,13 +339,11 @@ def _with_real_relus(model: nn.Module, x: Tensor) -> nn.Module:
         model = copy.deepcopy(model)
         if isinstance(model, clipped):
             return nn.Sequential(nn.ReLU(), model)
-        # A module that is used at two places stands under two names; it must get the same replacement at both.
-        replacements: dict[nn.Module, nn.Module] = {}
+        # A module that is used at two places stands under two names, and is reached by both.
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if isinstance(module, clipped):
                 parent, _, child = name.rpartition(".")
-                replacement = replacements.setdefault(module, nn.Sequential(nn.ReLU(), module))
-                setattr(model.get_submodule(parent), child, replacement)
+                setattr(model.get_submodule(parent), child, nn.Sequential(nn.ReLU(), module))
     with _calls_of(m for m in model.modules() if isinstance(m, nn.ReLU)) as called:
         logits = model(x.detach().clone().requires_grad_())
     if (found := _count_nodes(logits.grad_fn, "ReluBackward0")) != len(called):
