@@ -341,8 +341,8 @@ mean_squares = {name: (q - first).square().mean((1, 2, 3)).numpy() for name, q i
 plots.plot_channels(first.abs().amax((1, 2, 3)).numpy(), mean_squares)
 
 # %% [markdown]
-# The further left a channel stands, the smaller its weights, and the more it gains from a scale of its own. On the
-# right end there is nothing to gain: the largest channel sets the common scale.
+# The further left a channel stands, the smaller its weights, and the more it tends to gain from a scale of its own.
+# On the right end there is nothing to gain: the largest channel sets the common scale.
 
 # %%
 for name in ("conv1", "conv2", "conv3", "fc1", "fc2"):
@@ -555,18 +555,23 @@ plots.plot_paths(paths, levels=torch.linspace(-1, 1, 4).numpy(), target=0.1)
 # "down", and the latent number hops to and fro over the border between them. Networks trained in few bits do this
 # as well; it is one reason to end training with a small learning rate.
 #
-# Now the whole network: the one from above that gave a few answers only, with 2 bits for everything. We measure it
-# before and after one epoch of training with straight-through gradients.
+# Now the whole network, with 2 bits for everything, before and after one epoch of training with straight-through
+# gradients. Once on the wide grids up to each layer's largest weight, and once on the grids that SAWB clips.
 
 # %%
-small = quantized(2, 2)
-before = evaluate(small, data)
-fit(small, data, epochs=1, seed=SEED)
-print(f"float {accuracy:.1%}; rounded to 2 bits {before:.1%}; after one epoch in 2 bits {evaluate(small, data):.1%}")
+for scheme in ("minmax", "sawb"):
+    small = quantized(2, 2, scheme)
+    before = evaluate(small, data)
+    fit(small, data, epochs=1, seed=SEED)
+    print(f"{scheme:6}: {before:.1%} when rounded, {evaluate(small, data):.1%} after one epoch; float {accuracy:.1%}")
 
 # %% [markdown]
-# One epoch brings back most of what rounding destroyed, on the same crude grid. Training with the quantizers in
-# place is called **quantization-aware training**. The next lesson builds on it.
+# On the clipped grids one epoch wins back a part of what rounding cost. On the wide grids it does not rescue the
+# network: nearly all weights are 0 there, and they stay 0. The straight-through estimator lets gradients pass. It
+# does not make a bad grid good.
+#
+# Training with the quantizers in place is called **quantization-aware training**. The next lesson builds on it, and
+# lets the network learn the clips of its activations as well.
 
 # %% [markdown]
 # ## Exercises
@@ -633,7 +638,8 @@ print(f"{kilobytes:.1f} kB, accuracy {evaluate(network, data):.1%}")
 # - Symmetric grids suit weights, grids from 0 suit activations after a ReLU. A scale a channel helps where channels
 #   differ.
 # - A network quantized after training bears 8 bits well. At 2 bits the clip of the weights decides.
-# - Rounding has a gradient of 0. The straight-through estimator replaces it by 1, and training goes on.
+# - Rounding has a gradient of 0. The straight-through estimator replaces it by 1, so that training can go on. It does
+#   not mend a bad grid.
 
 # %% [markdown]
 # ## References
