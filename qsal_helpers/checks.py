@@ -6,6 +6,7 @@ otherwise, and prints one paragraph. A stub that was left alone (it returns None
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable
@@ -14,7 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .quantization import quantize_uniform
+from .data import ImageData, Split
+from .guided import SaliencyGuided, mask_least_salient
+from .models import build_model
+from .quantization import quantize, quantize_uniform
+from .training import fit
 
 TIME_LIMIT = 10.0  # seconds
 
@@ -634,3 +639,520 @@ def _name_the_fault(
     for sentence, outcome in faults.items():
         if near(outcome):
             raise _Wrong(f"{start} {sentence}")
+
+
+# ---------------------------------------------------------------- lesson 04
+
+
+def check_hide_pixels(student: Callable[[Tensor, Tensor, int, float], Tensor]) -> bool:
+    """Grade ``hide_pixels(x, gradient, k, value)``: in each image, `value` at the k pixels of least |gradient|.
+
+    Examples
+    --------
+    >>> def hide_pixels(x, gradient, k, value):
+    ...     order = gradient.abs().flatten(1).argsort(1)
+    ...     hidden = torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :k], True)
+    ...     return torch.where(hidden.view(len(x), 1, *x.shape[2:]), value, x)
+    >>> check_hide_pixels(hide_pixels)
+    hide_pixels: correct.
+    True
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, k, value = torch.rand(3, 2, 4, 5, generator=generator), 7, -3.0
+    gradient = torch.randn(3, 4, 5, generator=generator) * torch.tensor([0.1, 1.0, 10.0]).view(3, 1, 1)
+
+    def hidden(score: Tensor, count: int) -> Tensor:
+        order = score.flatten(1).argsort(1)
+        chosen = torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :count], True)
+        return torch.where(chosen.view(3, 1, 4, 5), value, x)
+
+    def test() -> None:
+        wanted = hidden(gradient.abs(), k)
+        answer = expect_tensor(student(x.clone(), gradient.clone(), k, value), wanted, "the masked image").detach()
+        edge = gradient.abs().flatten().sort().values[3 * k - 1]
+        faults = {
+            "the images come back unchanged.": x,
+            "you took the smallest gradients with their sign, so the most negative go first: take .abs().": hidden(
+                gradient, k
+            ),
+            "you replaced the most salient pixels; it is the least salient ones.": hidden(-gradient.abs(), k),
+            "you replaced all pixels but k: it is the k least salient that go.": hidden(gradient.abs(), 20 - k),
+            "you kept the pixels that should go, and replaced those that should stay.": torch.where(
+                wanted == value, x, value
+            ),
+            "you ranked the pixels of all images together; each image gives up k of its own.": torch.where(
+                (gradient.abs() <= edge)[:, None], value, x
+            ),
+            "only one channel is replaced: a pixel goes with all its channels.": torch.cat(
+                [wanted[:, :1], x[:, 1:]], 1
+            ),
+            "the replaced pixels are 0; put `value` there.": torch.where(wanted == value, 0.0, x),
+        }
+        _name_the_fault("The shape is right, but", answer, wanted, faults)
+        expect_close(answer, wanted, at=wanted, what="the masked image")
+
+    hint = "gradient.abs().flatten(1).argsort(1)[:, :k] are the places; scatter True there; then torch.where."
+    return grade("hide_pixels", test, hint)
+
+
+def check_divergence(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Grade ``divergence(logits, masked_logits)``: KL(p || q) in nats, the mean over the images.
+
+    Examples
+    --------
+    >>> def divergence(logits, masked_logits):
+    ...     log_p, log_q = logits.log_softmax(1), masked_logits.log_softmax(1)
+    ...     return (log_p.exp() * (log_p - log_q)).sum(1).mean()
+    >>> check_divergence(divergence)
+    divergence: correct.
+    True
+    """
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.5, 3.0], [1.0, 1.2, -2.0], [0.0, 0.3, 0.1]])
+    masked = torch.tensor([[0.5, 0.0, 0.2], [0.0, 2.5, 1.0], [-1.0, 1.0, 0.0], [1.5, 0.0, 0.4]])
+
+    def terms(of: Tensor, other: Tensor, over: int = 1) -> Tensor:
+        log_p, log_q = of.log_softmax(over), other.log_softmax(over)
+        return log_p.exp() * (log_p - log_q)
+
+    def test() -> None:
+        each = terms(logits, masked).sum(1)
+        answer = student(logits.clone(), masked.clone())
+        if isinstance(answer, Tensor) and answer.shape == each.shape:
+            raise _Wrong("You return one number an image; take their mean.")
+        number, wanted = expect_number(answer, "The divergence"), each.mean().item()
+        says = f"The divergence should be {wanted:.4f}; your function says {number:.4f}."
+        log_p, log_q = logits.log_softmax(1), masked.log_softmax(1)
+        faults = {
+            terms(masked, logits).sum(1).mean().item(): "The two predictions have changed places.",
+            each.sum().item(): "That is the sum over the images; take their mean.",
+            each.mean().item() / 3: "Sum over the classes before you take the mean over the images.",
+            terms(logits, masked, over=0).sum(1).mean().item(): "Your softmax runs over the images; use dimension 1.",
+            (log_p - log_q).sum(1).mean().item(): "The logarithms are not weighted by p.",
+            -(log_p.exp() * log_q).sum(1).mean().item(): "That is the cross-entropy of p and q: log p is missing.",
+            (log_p.exp() * (logits - masked)).sum(1).mean().item(): "These are logits: take log_softmax first.",
+            -wanted: "The sign is turned round: a divergence is never below 0.",
+        }
+        if abs(number - wanted) > 1e-4:
+            reason = next((text for other, text in faults.items() if abs(number - other) < 1e-4), "")
+            raise _Wrong(f"{says} {reason}".rstrip())
+        far = float(student(torch.tensor([[200.0, 0.0]]), torch.tensor([[0.0, 200.0]])))
+        if not math.isclose(far, 200.0, rel_tol=1e-3):
+            raise _Wrong(f"For logits of 200 it should be 200, and you get {far}: use log_softmax, not log of softmax.")
+
+    return grade(
+        "divergence", test, "log_p = logits.log_softmax(1), log_q likewise; the mean of sum p (log p - log q)."
+    )
+
+
+def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float], Tensor]) -> bool:
+    """Grade ``guided_loss(model, x, y, ratio, weight)``: cross-entropy plus weight times the divergence, fill "mean".
+
+    The clean side of the divergence may be detached or not.
+
+    Examples
+    --------
+    >>> def guided_loss(model, x, y, ratio, weight):
+    ...     x = x.clone().requires_grad_()
+    ...     logits = model(x)
+    ...     cross_entropy = nn.functional.cross_entropy(logits, y)
+    ...     (gradient,) = torch.autograd.grad(cross_entropy, x, retain_graph=True)
+    ...     masked = mask_least_salient(x.detach(), gradient, ratio, fill="mean")
+    ...     log_p, log_q = logits.log_softmax(1), model(masked).log_softmax(1)
+    ...     return cross_entropy + weight * (log_p.exp() * (log_p - log_q)).sum(1).mean()
+    >>> check_guided_loss(guided_loss)
+    guided_loss: correct.
+    True
+    """
+    model, x = _smooth_model_and_images()
+    model.requires_grad_(True)
+    y, ratio, weight = torch.tensor([2, 0, 1]), 0.4, 2.5
+
+    def parts(sign: float = 1.0, rank_by: str = "magnitude", score: str = "loss") -> tuple[Tensor, Tensor, Tensor]:
+        at = x.clone().requires_grad_()
+        logits = model(at)
+        cross_entropy = nn.functional.cross_entropy(logits, y)
+        wanted = cross_entropy if score == "loss" else logits.gather(1, y[:, None]).sum()
+        (gradient,) = torch.autograd.grad(wanted, at, retain_graph=True)
+        if sign < 0:
+            gradient = 1 / gradient  # turns the order of the magnitudes round
+        masked = mask_least_salient(x, gradient, ratio, rank_by, fill="mean")
+        log_p, log_q = logits.log_softmax(1), model(masked).log_softmax(1)
+        forward = (log_p.exp() * (log_p - log_q)).sum(1).mean()
+        return cross_entropy, forward, (log_q.exp() * (log_q - log_p)).sum(1).mean()
+
+    def test() -> None:
+        cross_entropy, divergence, reversed_divergence = parts()
+        wanted = cross_entropy + weight * divergence
+        answer = student(model, x.clone(), y.clone(), ratio, weight)
+        number = expect_number(answer, "The loss")
+        faults = {
+            "That is the cross-entropy alone: add the divergence.": cross_entropy,
+            "That is the divergence alone: add the cross-entropy.": weight * divergence,
+            "The weight is missing.": cross_entropy + divergence,
+            "The two predictions in the divergence have changed places.": cross_entropy + weight * reversed_divergence,
+            "The sign of the divergence is turned round.": cross_entropy - weight * divergence,
+            "You hid the most salient pixels.": cross_entropy + weight * parts(sign=-1)[1],
+            "You ranked by the signed gradient; rank by magnitude.": cross_entropy
+            + weight * parts(rank_by="signed")[1],
+            "You ranked by the logit's gradient; here the cross-entropy's is asked for.": cross_entropy
+            + weight * parts(score="logit")[1],
+        }
+        if abs(number - wanted.item()) > 1e-4:
+            reason = next((text for text, other in faults.items() if abs(number - other.item()) < 1e-4), "")
+            raise _Wrong(f"The loss should be {wanted.item():.4f}; your function says {number:.4f}. {reason}".rstrip())
+        _check_learns_from_both_terms(model, answer, cross_entropy, weight, divergence)
+
+    hint = "the gradient of the cross-entropy at x (retain_graph=True), mask_least_salient, model again, add up."
+    return grade("guided_loss", test, hint)
+
+
+def _check_learns_from_both_terms(
+    model: nn.Module, answer: Any, cross_entropy: Tensor, weight: float, divergence: Tensor
+) -> None:
+    weights = list(model.parameters())
+    if not isinstance(answer, Tensor) or not answer.requires_grad:
+        raise _Wrong("The number is right, but no gradient can flow back from it: return a tensor, not detached.")
+    try:
+        slopes = torch.autograd.grad(answer, weights, allow_unused=True)
+    except RuntimeError:
+        raise _Wrong(
+            "The number is right, but its backward pass fails: use retain_graph=True in autograd.grad."
+        ) from None
+    plain = torch.autograd.grad(cross_entropy, weights, retain_graph=True)
+    if all(s is not None and torch.allclose(s, p, atol=1e-6) for s, p in zip(slopes, plain, strict=True)):
+        raise _Wrong("The number is right, but the network cannot learn from the divergence: its gradient is cut off.")
+    if any(s is None for s in slopes):
+        raise _Wrong("The number is right, but some weights get no gradient: what was detached?")
+
+
+def check_plain_steps(student: Callable[[int, int, int], float]) -> bool:
+    """Grade ``plain_steps(forward, to_input, full)``: the cost of these passes in units of a plain training step.
+
+    Examples
+    --------
+    >>> check_plain_steps(lambda forward, to_input, full: (forward + to_input + 2 * full) / 3)
+    plain_steps: correct.
+    True
+    """
+
+    def test() -> None:
+        for forward, to_input, full in ((5, 2, 1), (1, 0, 1), (3, 1, 2), (2, 0, 2)):
+            wanted = (forward + to_input + 2 * full) / 3
+            answer = expect_number(student(forward, to_input, full), "The cost")
+            if abs(answer - wanted) < 1e-3:
+                continue
+            says = f"For {forward} forward, {to_input} to the input, {full} full your function says {answer:.3g}."
+            faults = {
+                3 * wanted: "That counts passes; a plain step has 3 units, so divide by 3.",
+                (forward + to_input + full) / 2: "A full backward pass costs 2 units, not 1.",
+                (forward + to_input + full) / 3: "A full backward pass costs 2 units, not 1.",
+                (forward + 2 * to_input + 2 * full) / 3: "A backward pass to the input alone costs 1 unit, not 2.",
+                (forward + 2 * full) / 3: "The backward passes to the input are missing.",
+            }
+            reason = next((text for other, text in faults.items() if abs(answer - other) < 1e-3), "")
+            raise _Wrong(f"{says} {reason or 'Add up units: 1, 1 and 2 a pass; divide by the 3 of a plain step.'}")
+
+    return grade("plain_steps", test, "units = forward + to_input + 2 * full; a plain step has 1 + 2 of them.")
+
+
+# ---------------------------------------------------------------- lesson 05
+
+
+def check_combined(student: Callable[..., nn.Module]) -> bool:
+    """Grade ``combined(model, data, precision, mask_ratio, epochs, seed)``, which returns the trained quantized copy.
+
+    Examples
+    --------
+    >>> from qsal_helpers import SaliencyGuided, fit
+    >>> def combined(model, data, precision, mask_ratio, epochs, seed):
+    ...     small = quantize(model, precision)
+    ...     fit(small, data, SaliencyGuided(mask_ratio), epochs=epochs, seed=seed, progress=False)
+    ...     return small
+    >>> check_combined(combined)
+    combined: correct.
+    True
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (48, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.arange(48) % 10)
+    data = ImageData("noise", split, split, tuple("0123456789"), (0.5,), (0.3,))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        start = build_model("lenet5", image_size=16)
+
+    def trained(model: nn.Module, ratio: float, epochs: int = 3, seed: int = 2) -> nn.Module:
+        fit(model, data, SaliencyGuided(ratio), epochs=epochs, seed=seed, progress=False)
+        return model
+
+    def weights(model: nn.Module) -> Tensor:
+        return torch.cat([p.detach().cpu().flatten() for p in model.parameters()])
+
+    def same(one: nn.Module, other: nn.Module) -> bool:
+        return weights(one).shape == weights(other).shape and torch.allclose(weights(one), weights(other), atol=1e-6)
+
+    def test() -> None:
+        given = copy.deepcopy(start)
+        answer = student(given, data, "w4a2", 0.75, 3, 2)
+        if answer is None or answer is Ellipsis:
+            raise _NotDone
+        if not isinstance(answer, nn.Module):
+            kind = type(answer).__name__
+            raise _Wrong(f"Return the trained model; your function returned {kind}. (fit trains its model in place.)")
+        bits = {module.weight_bits for module in answer.modules() if hasattr(module, "weight_bits")}
+        if not bits:
+            raise _Wrong("The model you return has no quantized layer: quantize returns a copy; train and return that.")
+        precision = getattr(answer, "precision", None)
+        if (getattr(precision, "weights", None), getattr(precision, "activations", None)) != (4, 2):
+            raise _Wrong(f"Asked for w4a2, your model has {precision}: hand `precision` on to quantize.")
+        if same(answer, trained(quantize(start, "w4a2"), 0.75)):
+            return
+        if same(answer, quantize(start, "w4a2")):
+            raise _Wrong("The model you return was never trained: is it the quantized copy that you handed to fit?")
+        faults = {
+            "mask_ratio does not arrive: this is what SaliencyGuided() gives, whose ratio is 0.5.": (0.5, 3, 2),
+            "it was trained without guidance: hand SaliencyGuided(mask_ratio) to fit.": (0, 3, 2),
+            "epochs does not arrive in fit, which then takes its default.": (0.75, 8, 2),
+            "seed does not arrive in fit, which then takes its default, 0.": (0.75, 3, 0),
+        }
+        for sentence, (ratio, epochs, seed) in faults.items():
+            if same(answer, trained(quantize(start, "w4a2"), ratio, epochs, seed)):
+                raise _Wrong(f"The bits are right, but {sentence}")
+        if same(answer, quantize(trained(copy.deepcopy(start), 0.75), "w4a2")):
+            raise _Wrong("You quantized after training. Quantize first, so that training can make up for the rounding.")
+        raise _Wrong("The bits are right, but the weights are not those of the three lines.")
+
+    hint = "small = quantize(model, precision); fit(small, data, SaliencyGuided(mask_ratio), epochs=..., seed=...)."
+    return grade("combined", test, hint)
+
+
+def check_pareto_front(student: Callable[[Tensor], Tensor]) -> bool:
+    """Grade ``my_pareto_front(scores)``: which rows of ``(N, K)`` no other row beats, bool ``(N,)``.
+
+    Examples
+    --------
+    >>> def my_pareto_front(scores):
+    ...     as_good = (scores[:, None] >= scores[None]).all(-1)
+    ...     better = (scores[:, None] > scores[None]).any(-1)
+    ...     return ~(as_good & better).any(0)
+    >>> check_pareto_front(my_pareto_front)
+    my_pareto_front: correct.
+    True
+    """
+    cases = {
+        "two columns": [[9.0, 1.0], [5.0, 5.0], [1.0, 9.0], [4.0, 4.0], [0.0, 5.0]],
+        "a tie in one column": [[3.0, 1.0], [3.0, 2.0], [1.0, 2.0], [0.0, 7.0]],
+        "two equal rows": [[2.0, 2.0], [2.0, 2.0], [1.0, 1.0]],
+        "three columns": [[1.0, 1.0, 9.0], [5.0, 5.0, 1.0], [4.0, 6.0, 0.0], [4.0, 4.0, 0.0]],
+        "negative costs": [[-90.0, 0.9], [-40.0, 0.8], [-50.0, 0.7], [-90.0, 0.5]],
+    }
+
+    def test() -> None:
+        for case, rows in cases.items():
+            scores = torch.tensor(rows)
+            beats = (scores[:, None] >= scores[None]).all(-1) & (scores[:, None] > scores[None]).any(-1)
+            wanted = ~beats.any(0)
+            answer = expect_tensor(student(scores.clone()), wanted, "the answer")
+            if answer.dtype != torch.bool:
+                raise _Wrong(f"The answer should be True or False for each row, dtype bool; it is {answer.dtype}.")
+            if torch.equal(answer, wanted):
+                continue
+            says = f"For {case}, {rows}, you say {answer.tolist()}."
+            largest = (scores == scores.amax(0)).any(1)
+            if torch.equal(answer, ~wanted):
+                raise _Wrong(f"{says} That is the other way round: these are the rows that are beaten.")
+            if torch.equal(answer, largest):
+                raise _Wrong(f"{says} You keep the best of each column, and lose the good compromises between them.")
+            if not answer.any():
+                raise _Wrong(f"{says} Every row is as good as itself: what beats must also be better somewhere.")
+            if answer.all():
+                raise _Wrong(f"{says} Nothing is ever beaten; but {rows[int((~wanted).nonzero()[0])]} is.")
+            row = int((answer != wanted).nonzero()[0])
+            if wanted[row]:
+                raise _Wrong(f"{says} Row {row} should stay: no other row is as good everywhere and better somewhere.")
+            by = int(beats[:, row].nonzero()[0])
+            raise _Wrong(f"{says} Row {row} should go: row {by} is as good everywhere and better somewhere.")
+
+    hint = "scores[:, None] >= scores[None] compares every row with every other; then .all(-1), .any(-1), .any(0)."
+    return grade("my_pareto_front", test, hint)
+
+
+# ---------------------------------------------------------------- lesson 07
+
+
+def check_accumulator_bits(student: Callable[[int, int, int], int]) -> bool:
+    """Grade ``accumulator_bits(largest_weight, largest_input, terms)``: bits of the smallest safe signed accumulator.
+
+    It holds every sum of `terms` products of an integer from -largest_weight to largest_weight with one from 0 to
+    largest_input.
+
+    Examples
+    --------
+    >>> check_accumulator_bits(lambda weight, largest_input, terms: (weight * largest_input * terms).bit_length() + 1)
+    accumulator_bits: correct.
+    True
+    """
+
+    def test() -> None:
+        for weight, top, terms in ((3, 3, 216), (127, 255, 9), (4, 8, 64), (1, 1, 1), (15, 15, 1000)):
+            largest = weight * top * terms
+            wanted = largest.bit_length() + 1
+            answer = expect_number(student(weight, top, terms), "The width")
+            if answer == wanted:
+                continue
+            says = (
+                f"For {terms} products of weights up to ±{weight} and inputs up to {top} your function says {answer:g}."
+            )
+            if answer != int(answer):
+                raise _Wrong(f"{says} Bits come whole: round up.")
+            if answer == largest:
+                raise _Wrong(f"{says} That is the largest sum itself; how many bits does it take?")
+            if answer == (weight * top).bit_length() + 1:
+                raise _Wrong(f"{says} That is enough for one product; {terms} of them are added up.")
+            if answer == weight.bit_length() + top.bit_length():
+                raise _Wrong(f"{says} You added the bits of the two factors; what do the many terms of the sum add?")
+            if answer == wanted - 1 and largest & (largest - 1):
+                raise _Wrong(f"{says} Its largest sum, {largest:,}, fits, but the sign needs a bit of its own.")
+            if answer < wanted:
+                reach = 2 ** (int(answer) - 1) - 1 if answer >= 1 else 0
+                raise _Wrong(f"{says} Such integers end at {reach:,}; the sum can reach {largest:,}.")
+            raise _Wrong(f"{says} {wanted} bits are enough: they reach {2 ** (wanted - 1) - 1:,}.")
+
+    hint = "the largest sum is M = weight * input * terms; b signed bits end at 2**(b - 1) - 1. Try b = 1, 2, 3, ..."
+    return grade("accumulator_bits", test, hint)
+
+
+def check_fold_batch_norm(
+    student: Callable[[Tensor, Tensor, nn.BatchNorm2d], tuple[Tensor, Tensor]],
+) -> bool:
+    """Grade ``fold_batch_norm(weight, bias, bn)``: weight and bias of the one convolution that does the work of both.
+
+    `weight` has shape ``(O, C, kh, kw)``, `bias` has shape ``(O,)``; `bn` is an ``nn.BatchNorm2d`` in evaluation mode.
+
+    Examples
+    --------
+    >>> def fold_batch_norm(weight, bias, bn):
+    ...     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+    ...     return weight * gain.view(-1, 1, 1, 1), gain * (bias - bn.running_mean) + bn.bias
+    >>> check_fold_batch_norm(fold_batch_norm)
+    fold_batch_norm: correct.
+    True
+    """
+
+    def test() -> None:
+        with torch.no_grad():
+            weight, bias, bn = _convolution_and_batch_norm()
+            answer = student(weight.clone(), bias.clone(), bn)
+            if answer is None or answer is Ellipsis:
+                raise _NotDone
+            if not isinstance(answer, tuple | list) or len(answer) != 2:
+                raise _Wrong("Return two tensors, the new weight and the new bias: return new_weight, new_bias.")
+            new_weight = expect_tensor(answer[0], weight, "the new weight")
+            new_bias = expect_tensor(answer[1], bias, "the new bias")
+            deviation, gamma, beta, mean = (bn.running_var + bn.eps).sqrt(), bn.weight, bn.bias, bn.running_mean
+            gain = gamma / deviation
+            column = (-1, 1, 1, 1)
+            _name_the_fault(
+                "The new weight has the right shape, but",
+                new_weight,
+                weight * gain.view(column),
+                {
+                    "it is the old one: every filter has to be multiplied by its gain.": weight,
+                    "you divided by the variance; divide by its square root.": weight
+                    * (gamma / (bn.running_var + bn.eps)).view(column),
+                    "gamma is missing: multiply by bn.weight, too.": weight / deviation.view(column),
+                    "you multiplied by the deviation; divide by it.": weight * (gamma * deviation).view(column),
+                    "bn.eps is missing under the root.": weight * (gamma / bn.running_var.sqrt()).view(column),
+                    "the gain runs over the wrong axis: filters lie along axis 0, so use .view(-1, 1, 1, 1).": weight
+                    * gain.view(1, -1, 1, 1),
+                },
+                tolerance=1e-5,
+            )
+            expect_close(new_weight, weight * gain.view(column), at=weight, what="the new weight")
+            _name_the_fault(
+                "The weight is right. The new bias has the right shape, but",
+                new_bias,
+                gain * (bias - mean) + beta,
+                {
+                    "it is the old one.": bias,
+                    "beta (bn.bias) is missing.": gain * (bias - mean),
+                    "the running mean is missing.": gain * bias + beta,
+                    "the convolution's own bias is missing.": beta - gain * mean,
+                    "the convolution's own bias has to be multiplied by the gain, too.": bias - gain * mean + beta,
+                    "the running mean has to be multiplied by the gain, too.": gain * bias - mean + beta,
+                    "the running mean is added; it has to be subtracted.": gain * (bias + mean) + beta,
+                },
+                tolerance=1e-5,
+            )
+            expect_close(new_bias, gain * (bias - mean) + beta, at=bias, what="the new bias")
+
+    hint = (
+        "gain = bn.weight / torch.sqrt(bn.running_var + bn.eps), one a filter; the bias goes through the batch-norm: "
+        "gain * (bias - bn.running_mean) + bn.bias."
+    )
+    return grade("fold_batch_norm", test, hint)
+
+
+def _convolution_and_batch_norm() -> tuple[Tensor, Tensor, nn.BatchNorm2d]:
+    generator = torch.Generator().manual_seed(0)
+    # As many channels as filters, so that a gain along the wrong axis is not stopped by its shape.
+    weight, bias = torch.randn(5, 5, 3, 3, generator=generator), torch.randn(5, generator=generator)
+    bn = nn.BatchNorm2d(5, eps=0.1).eval()
+    for values in (bn.weight, bn.bias, bn.running_mean):
+        values.data.normal_(generator=generator)
+    bn.running_var.uniform_(0.2, 2, generator=generator)
+    return weight, bias, bn
+
+
+def check_pack_four(student: Callable[[Tensor], Tensor]) -> bool:
+    """Grade ``pack_four(codes)``: four numbers from -2 to 1 a byte, the first of each four in the lowest bits.
+
+    `codes` is int8, ``(4 * N,)``; the answer is uint8, ``(N,)``.
+
+    Examples
+    --------
+    >>> def pack_four(codes):
+    ...     fields = (codes & 3).view(-1, 4).int()
+    ...     return (fields[:, 0] | fields[:, 1] << 2 | fields[:, 2] << 4 | fields[:, 3] << 6).to(torch.uint8)
+    >>> check_pack_four(pack_four)
+    pack_four: correct.
+    True
+    """
+    codes = torch.tensor([1, -2, 0, -1, 0, 1, 1, 0, -2, -2, -2, -2, -1, -1, 0, 0], dtype=torch.int8)
+
+    def packed(fields: Tensor, shifts: list[int]) -> Tensor:
+        return (fields.view(-1, 4).int() << torch.tensor(shifts)).sum(1)
+
+    def test() -> None:
+        up = [0, 2, 4, 6]
+        wanted = packed(codes & 3, up)
+        answer = student(codes.clone())
+        if isinstance(answer, Tensor) and answer.numel() == codes.numel():
+            raise _Wrong(f"There are as many numbers as before, {len(codes)}; four of them share one byte.")
+        answer = expect_tensor(answer, wanted, "the packed bytes")
+        if answer.is_floating_point() or answer.is_complex():
+            raise _Wrong(f"The bytes should be integers, torch.uint8; they are {answer.dtype}.")
+        faults = {
+            "the first number is in the highest bits; it belongs in the lowest.": packed(codes & 3, up[::-1]),
+            "negative numbers spill over their neighbours: keep the two lowest bits of each with & 3.": packed(
+                codes, up
+            ),
+            "each number was raised by 2; two's complement keeps the two lowest bits instead: & 3.": packed(
+                codes + 2, up
+            ),
+            "the numbers overlap: each needs 2 bits, so shift by 0, 2, 4 and 6.": packed(codes & 3, [0, 1, 2, 3]),
+            "the minus signs are lost: −1 must not become the same bits as 1.": packed(codes.abs(), up),
+        }
+        for sentence, outcome in faults.items():
+            if torch.equal(answer.int() & 255, outcome & 255) and not torch.equal(wanted, outcome & 255):
+                raise _Wrong(f"There is one number a byte, but {sentence}")
+        for i in range(len(wanted)):
+            if int(answer[i]) != int(wanted[i]):
+                four = codes[4 * i : 4 * i + 4].tolist()
+                raise _Wrong(
+                    f"{four} should become {int(wanted[i]):08b} ({int(wanted[i])}); your byte is {int(answer[i])}."
+                )
+        if answer.dtype != torch.uint8:
+            raise _Wrong(f"The numbers are right, but of type {answer.dtype}, more than a byte each: use torch.uint8.")
+
+    hint = "codes & 3 gives the two lowest bits; << 2 moves them two places up; | or + puts the four parts together."
+    return grade("pack_four", test, hint)

@@ -9,7 +9,7 @@ import torch
 from lessons import SOURCES, read_source
 
 import qsal_helpers
-from qsal_helpers import checks, quantize_uniform
+from qsal_helpers import SaliencyGuided, checks, fit, quantize, quantize_uniform
 
 
 def grid(x, gaps, low, high, rounding):
@@ -25,6 +25,48 @@ def gradient(model, x, target, scores=lambda logits, target: logits.gather(1, ta
 def integrated(model, x, baseline, target, steps, start=None):
     start = baseline if start is None else start
     return sum(gradient(model, start + (k + 0.5) / steps * (x - start), target) for k in range(steps)) / steps
+
+
+def hide(x, score, k, value):
+    order = score.flatten(1).argsort(1)
+    hidden = torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :k], True)
+    return torch.where(hidden.view(len(x), 1, *x.shape[2:]), value, x)
+
+
+def kl(logits, masked_logits):
+    log_p, log_q = logits.log_softmax(1), masked_logits.log_softmax(1)
+    return log_p.exp() * (log_p - log_q)
+
+
+def guided(model, x, y, ratio, weight, rank_by="magnitude", swapped=False, cut=False):
+    x = x.clone().requires_grad_()
+    logits = model(x)
+    loss = torch.nn.functional.cross_entropy(logits, y)
+    (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
+    masked = model(qsal_helpers.mask_least_salient(x.detach(), gradient, ratio, rank_by, fill="mean"))
+    term = (kl(masked, logits) if swapped else kl(logits, masked)).sum(1).mean()
+    return loss + weight * (term.detach() if cut else term)
+
+
+def fit_guided(model, data, ratio, epochs, seed):
+    fit(model, data, SaliencyGuided(ratio), epochs=epochs, seed=seed, progress=False)
+    return model
+
+
+def beaten(scores):
+    return ((scores[:, None] >= scores[None]).all(-1) & (scores[:, None] > scores[None]).any(-1)).any(0)
+
+
+def gain_of(bn, power=0.5, eps=None):
+    return bn.weight / (bn.running_var + (bn.eps if eps is None else eps)) ** power
+
+
+def folded(weight, bn):
+    return weight * gain_of(bn).view(-1, 1, 1, 1)
+
+
+def bytes_of(fields, shifts):
+    return (fields.view(-1, 4).int() << torch.tensor(shifts)).sum(1).to(torch.uint8)
 
 
 # grader -> (lesson, name of the student's function, wrong answers that get different messages)
@@ -180,6 +222,147 @@ GRADERS = {
             lambda maps, mask: (maps * mask).sum((1, 2)) / mask.sum((1, 2)),
             lambda maps, mask: (maps * mask).mean((1, 2)),
             lambda maps, mask: mask.float().mean((1, 2)),
+        ],
+    ),
+    "check_hide_pixels": (
+        "04_saliency_guided_training",
+        "hide_pixels",
+        [
+            lambda x, gradient, k, value: x,
+            lambda x, gradient, k, value: hide(x, gradient, k, value),
+            lambda x, gradient, k, value: hide(x, -gradient.abs(), k, value),
+            lambda x, gradient, k, value: hide(x, gradient.abs(), 20 - k, value),
+            lambda x, gradient, k, value: torch.cat([hide(x, gradient.abs(), k, value)[:, :1], x[:, 1:]], 1),
+            lambda x, gradient, k, value: hide(x, gradient.abs(), k, 0.0),
+            lambda x, gradient, k, value: hide(x, gradient.abs(), k, 7.0),
+        ],
+    ),
+    "check_divergence": (
+        "04_saliency_guided_training",
+        "divergence",
+        [
+            lambda a, b: kl(b, a).sum(1).mean(),
+            lambda a, b: kl(a, b).sum(),
+            lambda a, b: kl(a, b).mean(),
+            lambda a, b: kl(a, b).sum(1),
+            lambda a, b: kl(a.T, b.T).T.sum(1).mean(),
+            lambda a, b: -(a.softmax(1) * b.log_softmax(1)).sum(1).mean(),
+            lambda a, b: (a.softmax(1) * (a.softmax(1).log() - b.softmax(1).log())).sum(1).mean(),
+        ],
+    ),
+    "check_guided_loss": (
+        "04_saliency_guided_training",
+        "guided_loss",
+        [
+            lambda model, x, y, ratio, weight: guided(model, x, y, ratio, 0.0),
+            lambda model, x, y, ratio, weight: guided(model, x, y, ratio, 1.0),
+            lambda model, x, y, ratio, weight: guided(model, x, y, ratio, -weight),
+            lambda model, x, y, ratio, weight: guided(model, x, y, ratio, weight, rank_by="signed"),
+            lambda model, x, y, ratio, weight: guided(model, x, y, ratio, weight, swapped=True),
+            lambda model, x, y, ratio, weight: guided(model, x, y, ratio, weight).item(),
+            lambda model, x, y, ratio, weight: guided(model, x, y, ratio, weight, cut=True),
+        ],
+    ),
+    "check_plain_steps": (
+        "04_saliency_guided_training",
+        "plain_steps",
+        [
+            lambda forward, to_input, full: forward + to_input + 2 * full,
+            lambda forward, to_input, full: (forward + to_input + full) / 2,
+            lambda forward, to_input, full: (forward + 2 * to_input + 2 * full) / 3,
+            lambda forward, to_input, full: (forward + 2 * full) / 3,
+        ],
+    ),
+    "check_combined": (
+        "05_combined_method",
+        "combined",
+        [
+            lambda model, data, precision, ratio, epochs, seed: fit_guided(model, data, ratio, epochs, seed),
+            lambda model, data, precision, ratio, epochs, seed: quantize(model, precision),
+            lambda model, data, precision, ratio, epochs, seed: fit_guided(
+                quantize(model, "w4a4"), data, ratio, epochs, seed
+            ),
+            lambda model, data, precision, ratio, epochs, seed: fit_guided(
+                quantize(model, precision), data, 0.5, epochs, seed
+            ),
+            lambda model, data, precision, ratio, epochs, seed: fit_guided(
+                quantize(model, precision), data, 0, epochs, seed
+            ),
+            lambda model, data, precision, ratio, epochs, seed: fit_guided(
+                quantize(model, precision), data, ratio, 8, seed
+            ),
+            lambda model, data, precision, ratio, epochs, seed: fit_guided(
+                quantize(model, precision), data, ratio, epochs, 0
+            ),
+            lambda model, data, precision, ratio, epochs, seed: quantize(
+                fit_guided(model, data, ratio, epochs, seed), precision
+            ),
+            lambda model, data, precision, ratio, epochs, seed: fit(
+                quantize(model, precision), data, SaliencyGuided(ratio), epochs=epochs, seed=seed, progress=False
+            ),
+        ],
+    ),
+    "check_pareto_front": (
+        "05_combined_method",
+        "my_pareto_front",
+        [
+            lambda scores: beaten(scores),
+            lambda scores: (scores == scores.amax(0)).any(1),
+            lambda scores: ~(scores[:, None] >= scores[None]).all(-1).any(0),
+            lambda scores: torch.ones(len(scores), dtype=torch.bool),
+            lambda scores: ~(scores[:, None] > scores[None]).all(-1).any(0),
+            lambda scores: (~beaten(scores)).float(),
+            lambda scores: ~beaten(scores[:, :2]),
+        ],
+    ),
+    "check_accumulator_bits": (
+        "07_deployment",
+        "accumulator_bits",
+        [
+            lambda weight, top, terms: weight * top * terms,
+            lambda weight, top, terms: math.log2(weight * top * terms) + 1,
+            lambda weight, top, terms: (weight * top).bit_length() + 1,
+            lambda weight, top, terms: weight.bit_length() + top.bit_length(),
+            lambda weight, top, terms: (weight * top * terms).bit_length(),
+            lambda weight, top, terms: math.ceil(math.log2(weight * top * terms)) + 1,
+            lambda weight, top, terms: 8,
+            lambda weight, top, terms: 32,
+        ],
+    ),
+    "check_fold_batch_norm": (
+        "07_deployment",
+        "fold_batch_norm",
+        [
+            lambda weight, bias, bn: weight,
+            lambda weight, bias, bn: (weight, bias),
+            lambda weight, bias, bn: (weight * gain_of(bn, power=1).view(-1, 1, 1, 1), bias),
+            lambda weight, bias, bn: (weight * gain_of(bn, power=-0.5).view(-1, 1, 1, 1), bias),
+            lambda weight, bias, bn: (weight * (gain_of(bn) / bn.weight).view(-1, 1, 1, 1), bias),
+            lambda weight, bias, bn: (weight * gain_of(bn, eps=0).view(-1, 1, 1, 1), bias),
+            lambda weight, bias, bn: (weight * gain_of(bn).view(1, -1, 1, 1), bias),
+            lambda weight, bias, bn: (folded(weight, bn), bias),
+            lambda weight, bias, bn: (folded(weight, bn), gain_of(bn) * (bias - bn.running_mean)),
+            lambda weight, bias, bn: (folded(weight, bn), gain_of(bn) * bias + bn.bias),
+            lambda weight, bias, bn: (folded(weight, bn), bn.bias - gain_of(bn) * bn.running_mean),
+            lambda weight, bias, bn: (folded(weight, bn), bias - gain_of(bn) * bn.running_mean + bn.bias),
+            lambda weight, bias, bn: (folded(weight, bn), gain_of(bn) * bias - bn.running_mean + bn.bias),
+            lambda weight, bias, bn: (folded(weight, bn), gain_of(bn) * (bias + bn.running_mean) + bn.bias),
+            lambda weight, bias, bn: (folded(weight, bn), torch.zeros(5)),
+        ],
+    ),
+    "check_pack_four": (
+        "07_deployment",
+        "pack_four",
+        [
+            lambda codes: codes,
+            lambda codes: bytes_of(codes & 3, [6, 4, 2, 0]),
+            lambda codes: bytes_of(codes, [0, 2, 4, 6]),
+            lambda codes: bytes_of(codes + 2, [0, 2, 4, 6]),
+            lambda codes: bytes_of(codes & 3, [0, 1, 2, 3]),
+            lambda codes: bytes_of(codes.abs(), [0, 2, 4, 6]),
+            lambda codes: bytes_of(codes & 3, [0, 2, 4, 6]).float(),
+            lambda codes: bytes_of(codes & 3, [0, 2, 4, 6]).int(),
+            lambda codes: bytes_of(codes & 1, [0, 2, 4, 6]),
         ],
     ),
 }
