@@ -485,8 +485,10 @@ def plot_accuracy(bits: Sequence[int], accuracies: dict[str, Sequence[float]], r
     figure, axes = new_figure(height=4)
     ax = axes[0, 0]
     colours = [COLOURS["w4a4"], COLOURS["accent"], COLOURS["w2a2"], COLOURS["mixed-4/2"]]
-    for (name, values), colour, marker in zip(accuracies.items(), colours, "os^D", strict=False):
-        ax.plot(bits[: len(values)], np.multiply(values, 100), f"{marker}-", color=colour, linewidth=2, label=name)
+    for i, ((name, values), colour, marker) in enumerate(zip(accuracies.items(), colours, "os^D", strict=False)):
+        # Each line is thinner than the one before, so that lines on top of each other can all be seen.
+        look = {"color": colour, "marker": marker, "markersize": 11 - 2 * i, "linewidth": 5 - 1.1 * i}
+        ax.plot(bits[: len(values)], np.multiply(values, 100), label=name, **look)
     ax.axhline(100 * reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.5, label="float network")
     ax.set(title="Quantized after training", xlabel="bits", ylabel="test accuracy (%)", xticks=bits, ylim=(0, 100))
     ax.invert_xaxis()
@@ -505,7 +507,8 @@ def plot_bars(values: dict[str, float], title: str, ylabel: str, reference: floa
     ax = axes[0, 0]
     bars = ax.bar(list(values), list(values.values()), color=COLOURS["data"])
     ax.bar_label(bars, fmt="%.1f", padding=2, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5, "alpha": 0.8})
-    ax.margins(y=0.25)
+    ax.margins(y=0.12 if reference is None else 0.25)
+    ax.tick_params(axis="x", labelsize=10)
     if reference is not None:
         ax.axhline(
             reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.5, label=f"float network {reference:.1f}"

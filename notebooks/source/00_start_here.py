@@ -96,7 +96,7 @@ for name, network in networks.items():
 # of the predicted class change? This is a gradient, taken with respect to the image. Bright pixels matter most.
 
 # %%
-NUMBER = 0  # which of the eight images
+NUMBER = 7  # which of the eight images
 probabilities = {name: network(x).softmax(1).detach()[NUMBER] for name, network in networks.items()}
 maps = {name: saliency_map(network, x)[NUMBER] for name, network in networks.items()}
 plots.plot_explanations(
