@@ -765,6 +765,7 @@ def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float
     """
     model, x = _smooth_model_and_images()
     model.requires_grad_(True)
+    x = 3 * x  # so that the mask moves the prediction far, and wrong answers differ
     y, ratio, weight = torch.tensor([2, 0, 1]), 0.4, 2.5
 
     def parts(sign: float = 1.0, rank_by: str = "magnitude", score: str = "loss") -> tuple[Tensor, Tensor, Tensor]:

@@ -88,3 +88,42 @@ def test_a_spread_marks_the_median_and_leaves_nan_out():
     assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"] == [2, 1]
     assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [1]
     assert (ax.get_title(), ax.get_xlabel()) == ("panel", "unit")
+
+
+# ---------------------------------------------------------------- lesson 04
+
+
+def frames(epochs, images=2):
+    terms = {"cross_entropy": 1.0, "divergence": 0.2}
+    maps = np.random.default_rng(0).random((images, 4, 4))
+    return [plots.Frame(step, epoch, maps * step, maps < 0.5, terms) for step, epoch in enumerate(epochs, start=1)]
+
+
+def test_replaced_pixels_have_one_colour_and_the_others_their_own():
+    images = np.array([[[[0, 255], [51, 102]]]], np.uint8)
+    picture = plots.coloured_where(images, np.array([[[True, False], [False, True]]]))
+    assert np.allclose(picture[0, 0, 0], picture[0, 1, 1])
+    assert np.allclose(picture[0, 0, 1], 1) and np.allclose(picture[0, 1, 0], 0.2)
+
+
+def test_a_frame_shows_maps_above_masks_whatever_the_size_of_the_gradients():
+    images, (first, second) = np.zeros((2, 1, 4, 4), np.uint8), frames([1, 1])
+    assert np.allclose(plots.frame_tiles(images, first), plots.frame_tiles(images, second))
+    below = plots.frame_tiles(images, first)[5:, :4]
+    assert np.allclose(below, plots.coloured_where(images[:1], first.replaced[:1])[0])
+
+
+def test_the_strip_shows_the_last_frame_of_each_epoch_of_each_network():
+    strip = plots.training_strip(
+        np.zeros((2, 1, 4, 4), np.uint8), {"plain": frames([1, 1, 2]), "guided": frames([1, 2])}
+    )
+    assert [ax.get_title() for ax in strip.axes] == [f"{n}, epoch {e}" for n in ("plain", "guided") for e in (1, 2)]
+
+
+def test_each_seed_is_a_point_with_its_95_percent_interval():
+    values = np.arange(9.0)
+    figure = plots.seeds_with_intervals({"Gini": {"gradient": {"plain": [values, values + 1]}}}, "ratio", ["Gini"])
+    bars = [container for container in figure.axes[0].containers]
+    low, high = bars[0].lines[2][0].get_segments()[0][:, 1]
+    assert len(bars) == 2
+    assert np.allclose([(low + high) / 2, high - low], [4, 2 * 1.96 * values.std() / 3])

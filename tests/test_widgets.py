@@ -1,8 +1,9 @@
 """Panels redraw when a control moves, and show what the control says."""
 
 import numpy as np
+import torch
 
-from qsal_helpers import widgets
+from qsal_helpers import SaliencyGuided, build_model, fit, load_data, widgets
 
 # ---------------------------------------------------------------- lesson 03
 
@@ -33,3 +34,62 @@ def test_the_number_of_samples_changes_smooth_grad_and_leaves_the_gradient_alone
 def test_the_panel_of_methods_offers_every_method_with_a_map():
     (method, _, _), _ = method_panel()
     assert [value for _, value in method.options] == ["smooth_grad", "gradient"]
+
+
+# ---------------------------------------------------------------- lesson 04
+
+
+def mask_panel():
+    images = np.random.default_rng(0).integers(0, 255, (2, 1, 8, 8), dtype=np.uint8)
+    replaced = {0.0: np.zeros((2, 8, 8), bool), 0.5: np.tri(8)[None].repeat(2, 0) > 0}
+    masked = {
+        fill: {r: np.where(gone[:, None], value, images).astype(np.uint8) for r, gone in replaced.items()}
+        for fill, value in (("mean", 99), ("black", 0))
+    }
+    answers = {fill: {r: np.full((2, 2), 0.5) for r in replaced} for fill in masked}
+    box = widgets.mask_panel(images, np.ones((2, 8, 8)), replaced, masked, answers, ["bag", "shirt"], [0, 1])
+    return box.children[0].children, lambda: bytes(box.children[-1].value)
+
+
+def test_the_fill_changes_the_masked_image_and_at_ratio_0_nothing():
+    (ratio, fill, _), picture = mask_panel()
+    before = picture()
+    fill.value = "black"
+    assert picture() != before
+    ratio.value = 0.0
+    before = picture()
+    fill.value = "mean"
+    assert picture() == before
+
+
+def watched(live, objective, **options):
+    data = load_data("fashion-mnist", 500)
+    torch.manual_seed(0)
+    model = build_model("lenet5")
+    fit(model, data, objective, epochs=2, progress=False, callback=live, **options)
+    return model
+
+
+def test_a_live_view_keeps_every_frame_with_both_terms_of_the_loss():
+    live = widgets.LiveView(load_data("fashion-mnist", 500), load_data("fashion-mnist", 500).test[:3], budget=0)
+    watched(live, SaliencyGuided(0.25), callback_every=3)
+    assert [(frame.step, frame.epoch) for frame in live.frames] == [(3, 1), (6, 2), (8, 2)]
+    assert all(frame.replaced.sum((1, 2)).tolist() == [196] * 3 for frame in live.frames)
+    assert all(set(frame.terms) == {"cross_entropy", "divergence"} for frame in live.frames)
+
+
+def test_a_live_view_changes_the_value_of_one_picture_and_not_the_training():
+    data, pictures = load_data("fashion-mnist", 500), []
+    live = widgets.LiveView(data, data.test[:3], budget=1e9)
+    live.picture.observe(lambda change: pictures.append(bytes(change.new)), names="value")
+    seen, unseen = watched(live, SaliencyGuided(), callback_every=4), watched(None, SaliencyGuided())
+    assert len(set(pictures)) == len(live.frames) == 2
+    assert all(torch.equal(a, b) for a, b in zip(seen.parameters(), unseen.parameters(), strict=True))
+
+
+def test_a_live_view_without_time_draws_only_its_first_and_last_frame():
+    data, pictures = load_data("fashion-mnist", 500), []
+    live = widgets.LiveView(data, data.test[:3], budget=0)
+    live.picture.observe(lambda change: pictures.append(change.new), names="value")
+    watched(live, SaliencyGuided(), callback_every=1)
+    assert len(live.frames) == 8 and len(pictures) == 2

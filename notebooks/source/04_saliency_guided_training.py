@@ -1,0 +1,710 @@
+# %% [markdown]
+# # 04 Saliency-guided training
+#
+# You train a network to do without the pixels it calls unimportant, watch its maps meanwhile, and measure what it buys.
+
+# %% [markdown]
+# ## What you will be able to do
+#
+# - say why the gradients of a well-trained network are noisy;
+# - write saliency-guided training yourself: the mask, the divergence, the loss;
+# - watch the maps of a few images while a network learns;
+# - say what guidance buys, what it costs in accuracy and time, and where it does not help;
+# - count the passes of a training step, and so predict its price.
+
+# %% [markdown]
+# ## What you need first
+#
+# Lesson [03](03_saliency_maps.ipynb): gradient maps, deletion and insertion, the Gini index, the twin.
+#
+# About 75 minutes: 35 to read and play, 37 for the exercises, and 3 of computing.
+
+# %% [markdown]
+# ## Set-up
+
+# %% tags=["parameters"]
+SCALE = None  # "smoke", "class" or "full"; None reads $QSAL_SCALE, else "class"
+
+# %%
+import os
+import platform
+import time
+
+import pandas as pd
+import torch
+from IPython.display import display
+from torch.nn import functional as F
+
+from qsal_helpers import build_model, checks, fit, load_data, metrics, plots, widgets
+from qsal_helpers.data import batches
+from qsal_helpers.guided import FILLS, SaliencyGuided, least_salient, mask_least_salient
+from qsal_helpers.saliency import saliency_map
+from qsal_helpers.training import cross_entropy
+
+SCALE = SCALE or os.environ.get("QSAL_SCALE", "class")
+SIZE, EPOCHS, EVERY, IMAGES = {"smoke": (600, 2, 2, 12), "class": (5000, 4, 9, 150), "full": ("full", 8, 106, 1000)}[
+    SCALE
+]
+RATIOS = (0.5,) if SCALE == "smoke" else (0.25, 0.5, 0.75)
+SEEDS = (0, 1)
+torch.manual_seed(SEEDS[0])
+print(f"Python {platform.python_version()}, torch {torch.__version__}, scale {SCALE}")
+
+# %% [markdown]
+# ## Why are gradients noisy?
+#
+# Lesson 03 showed specks where one hopes for an object. The specks are no fault of the method: they are the slope of
+# this network. So let us ask the network: why do you have such a slope?
+#
+# We train one. To have time for many networks in one lesson, all of them see 5,000 images for 4 epochs.
+
+
+# %%
+def train(objective, seed, **watch):
+    torch.manual_seed(seed)
+    network = build_model("cnn")
+    history = fit(network, data, objective, epochs=EPOCHS, seed=seed, **watch)
+    return network.cpu(), history  # the images are on the CPU, also after training on a GPU
+
+
+data = load_data("fashion-mnist", SIZE)
+plain, _ = train(cross_entropy, SEEDS[0])
+
+# %% [markdown]
+# The gradient map ranks the pixels. Take its word: the lower half of the ranking matters least. So we may put noise
+# into these pixels, and the prediction should stay. For comparison we put noise into a random half, and into
+# the *most* salient half.
+#
+# How far does a prediction move? We need a number for "two predictions differ". Take the probabilities
+# $p = (0.7, 0.3)$ for the whole image and $q = (0.5, 0.5)$ for the damaged one. The **Kullback-Leibler divergence**, or
+# **KL divergence**, is
+#
+# $$ \mathrm{KL}(p \,\|\, q) = \sum_c p_c \, (\log p_c - \log q_c) $$
+#
+# with $c$ running over the classes. Each class adds how far its logarithm moved, weighted by $p_c$.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+p, q = torch.tensor([0.7, 0.3]), torch.tensor([0.5, 0.5])
+print(f"{(p * (p.log() - q.log())).sum():.3f} nats; with itself: {(p * (p.log() - p.log())).sum():.3f}")
+
+# %% [markdown]
+# It is 0 for equal predictions and positive otherwise. The unit is the **nat**, as for the cross-entropy.
+# It is not symmetric: $p$ is the reference.
+#
+# ### Exercise 1: the divergence (medium, 8 minutes)
+#
+# Two networks' logits, or one network's for two versions of the images, both `(N, classes)`. Return the mean over the
+# images of $\mathrm{KL}(p \,\|\, q)$: $p$ from `logits`, $q$ from `masked_logits`. One trap: for a very sure network a
+# probability rounds to 0, and its logarithm is not finite. `log_softmax` avoids that.
+
+
+# %%
+def divergence(logits, masked_logits): ...
+
+
+# %%
+_ = checks.check_divergence(divergence)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def divergence(logits, masked_logits):
+#     log_p, log_q = logits.log_softmax(1), masked_logits.log_softmax(1)
+#     return (log_p.exp() * (log_p - log_q)).sum(1).mean()
+# ```
+#
+# </details>
+#
+# Now the test. In each image a growing share of the pixels is replaced, in three orders.
+
+# %%
+SHARES = [0, 0.1, 0.25, 0.5, 0.75, 0.9]
+sample = data.test[:IMAGES]
+sample_x = data.normalise(sample.images)
+
+
+@torch.no_grad()
+def harm(network, order):
+    log_p = network(sample_x).log_softmax(1)
+    hidden = [mask_least_salient(sample_x, order, share, "signed") for share in SHARES]
+    log_q = torch.stack([network(images).log_softmax(1) for images in hidden], 1)
+    return F.kl_div(log_q, log_p[:, None].expand_as(log_q), reduction="none", log_target=True).sum(2).numpy()
+
+
+# %%
+def harm_by_order(network):
+    salient = saliency_map(network, sample_x, sample.labels)[:, None]
+    orders = {"least salient first": salient, "random": torch.rand_like(salient), "most salient first": -salient}
+    return {name: harm(network, order) for name, order in orders.items()}
+
+
+harm_of_plain = harm_by_order(plain)
+plots.curves_with_intervals(
+    {"Plain network": harm_of_plain}, [100 * s for s in SHARES], "pixels replaced (%)", "KL divergence (nats)"
+)
+
+# %%
+half = SHARES.index(0.5)
+for name, values in harm_of_plain.items():
+    print(f"half of the pixels replaced, {name:20} the prediction moves by {values[:, half].mean():.2f} nats")
+
+# %% [markdown]
+# The order of the three lines is the one the map promises. Its promise was larger, though: pixels that matter least
+# should matter little. Compare the first number with 0, and not with the other two.
+#
+# The reason is what we asked for. Cross-entropy asks for the right class on the training images as they are. It says
+# nothing about slopes, and nothing about images with a few pixels changed. A weight that does no harm there stays
+# about where the random start has put it, and its share of the gradient is what we see as specks.
+#
+# Then why not ask? **Saliency-guided training** (Ismail, Corrada Bravo and Feizi, 2021) adds one sentence to the loss:
+# *the prediction shall stay when the least salient pixels are replaced.*
+
+# %% [markdown]
+# ## Step 1: the mask
+#
+# For each image: take the gradient at each pixel, find the $k$ pixels where its magnitude is least, and put something
+# else there. $k$ is set by the **mask ratio** $r$: of an image with $H \times W$ pixels, $k = r H W$ go.
+# We write $\tilde x$ for the masked image.
+#
+# ### Exercise 2: hide the pixels (medium, 10 minutes)
+#
+# `x` is `(N, C, H, W)`, `gradient` is `(N, H, W)`, with signs. Return a copy of `x` in which each image has `value` at
+# the `k` pixels whose gradient has the least magnitude, in all channels.
+
+
+# %%
+def hide_pixels(x, gradient, k, value): ...
+
+
+# %%
+_ = checks.check_hide_pixels(hide_pixels)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def hide_pixels(x, gradient, k, value):
+#     order = gradient.abs().flatten(1).argsort(1)
+#     hidden = torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :k], True)
+#     return torch.where(hidden.view(len(x), 1, *x.shape[2:]), value, x)
+# ```
+#
+# </details>
+#
+# The package's `mask_least_salient` does the same without sorting, and knows four **fills**:
+#
+# - `uniform`: noise between the smallest and the largest value of the image. This is the paper's, and our default;
+# - `mean`: the mean of the image;
+# - `black`: the smallest value of the batch;
+# - `blur`: the image itself, blurred.
+#
+# A fill is a decision about what "absent" means. In FashionMNIST the background is black. What does the black fill
+# take away there, and what does the noise add?
+
+# %%
+STEPS = [k / 10 for k in range(11)]
+shown = data.test[:6]
+pixels = shown.images / 255
+slope = saliency_map(plain, data.normalise(shown.images), shown.labels, absolute=False)[:, None]
+replaced = {r: least_salient(slope, r)[:, 0].numpy() for r in STEPS}
+
+
+def masked_images(ratio, fill):
+    return (255 * mask_least_salient(pixels, slope, ratio, fill=fill)).round().byte()
+
+
+@torch.no_grad()
+def answers(images):
+    return plain(data.normalise(images)).softmax(1).numpy()
+
+
+masked = {fill: {r: masked_images(r, fill) for r in STEPS} for fill in FILLS}
+says = {fill: {r: answers(images) for r, images in some.items()} for fill, some in masked.items()}
+
+# %% [markdown]
+# **Predict first.** Half of the pixels are replaced by noise, chosen by the network's own map. Can you still see what
+# it is? Can the network? With which fill will it hold out longest, and is that because it needs little, or because the
+# fill takes little away?
+
+# %%
+plots.plot_masking(
+    shown.images[0].numpy(),
+    slope[0, 0].abs().numpy(),
+    replaced[0.5][0],
+    masked["uniform"][0.5][0].numpy(),
+    (says["uniform"][0.0][0], says["uniform"][0.5][0]),
+    data.class_names,
+    int(shown.labels[0]),
+)
+
+# %%
+widgets.mask_panel(
+    shown.images.numpy(),
+    slope[:, 0].abs().numpy(),
+    replaced,
+    {fill: {r: images.numpy() for r, images in some.items()} for fill, some in masked.items()},
+    says,
+    data.class_names,
+    shown.labels.tolist(),
+)
+
+# %% [markdown]
+# **What to notice.** With black, much of what is "replaced" was black before: nothing happens there. With noise the
+# same pixels become a pattern that no training image has. So a small ratio of noise can do more than a large
+# ratio of black. The guided network will be trained on exactly such images.
+
+# %% [markdown]
+# ## Step 2: the loss
+#
+# The whole procedure for one batch of images $x$ with labels $y$:
+#
+# 1. predict: $f(x)$, and its cross-entropy with $y$;
+# 2. take the gradient at the pixels;
+# 3. replace the least salient ones: $\tilde x$;
+# 4. predict again: $f(\tilde x)$;
+# 5. add up, and take a step on the weights:
+#
+# $$ L = \mathrm{CE}\big(f(x), y\big) + \lambda \, \mathrm{KL}\big(f(x) \,\|\, f(\tilde x)\big) $$
+#
+# CE is the cross-entropy, $f(x)$ now means the ten probabilities, and $\lambda$ is the weight of the second term.
+# As in the paper we leave it at 1.
+#
+# The gradient of *what*? The paper takes the logit of the right class. We take the cross-entropy: the network
+# computes its gradient anyway, and so it comes for free. Below we see what that saves.
+#
+# ### Exercise 3: the loss (hard, 12 minutes)
+#
+# Return $L$. Use `mask_least_salient(x, gradient, ratio, fill="mean")`, which leaves nothing to chance. Two hints.
+# `torch.autograd.grad` throws the graph of the forward pass away unless you say `retain_graph=True`, and you need it
+# once more. And the mask is a choice, not a function to be differentiated: give it `x.detach()`.
+
+
+# %%
+def guided_loss(model, x, y, ratio, weight): ...
+
+
+# %%
+_ = checks.check_guided_loss(guided_loss)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def guided_loss(model, x, y, ratio, weight):
+#     x = x.clone().requires_grad_()
+#     logits = model(x)
+#     cross_entropy = torch.nn.functional.cross_entropy(logits, y)
+#     (gradient,) = torch.autograd.grad(cross_entropy, x, retain_graph=True)
+#     masked = mask_least_salient(x.detach(), gradient, ratio, fill="mean")
+#     log_p, log_q = logits.log_softmax(1), model(masked).log_softmax(1)
+#     return cross_entropy + weight * (log_p.exp() * (log_p - log_q)).sum(1).mean()
+# ```
+#
+# </details>
+#
+# The package's `SaliencyGuided(mask_ratio)` is this loss with three cares more. The statistics of batch-norm see no
+# masked image. Dropout, where there is any, hides the same units in both passes. And the divergence moves only the
+# prediction for $\tilde x$: the masked image shall follow the whole one, and not the other way round.
+#
+# `fit` takes it as it takes any loss: `fit(network, data, SaliencyGuided(0.5))`.
+
+# %% [markdown]
+# ## Watch it learn
+#
+# One of the two papers of this course promises "real-time explanations during the training phase". Let us have them.
+#
+# `LiveView` is a callback: every few batches `fit` hands it the network. It computes the maps of a few fixed test
+# images, the pixels that would be replaced, and the terms of the loss, and puts the new picture in the place of the
+# old one. Run the cell and watch the picture above the progress bar. Pink pixels are the ones given up.
+
+# %%
+fixed = data.test[[0, 1, 3, 6]]
+views = {name: widgets.LiveView(data, fixed) for name in ("plain", "guided")}
+display(views["guided"].picture)
+guided, guided_history = train(SaliencyGuided(0.5), SEEDS[0], callback=views["guided"], callback_every=EVERY)
+
+# %%
+display(views["plain"].picture)
+plain_watched, plain_history = train(cross_entropy, SEEDS[0], callback=views["plain"], callback_every=EVERY)
+
+# %% [markdown]
+# Does watching disturb the training? And what does it cost?
+
+# %%
+same = all(torch.equal(a, b) for a, b in zip(plain.parameters(), plain_watched.parameters(), strict=True))
+print("the watched plain network has the same weights as the unwatched one:", same)
+for name, history in (("plain", plain_history), ("guided", guided_history)):
+    seconds = views[name].seconds
+    print(f"{name:7} {len(views[name].frames)} frames took {seconds / (sum(history.seconds) - seconds):.1%} more time")
+
+# %% [markdown]
+# The maps are cheap: a few images, one backward pass. Drawing is dear. So the view keeps every frame, but draws a frame
+# only when drawing has taken less than 6 % of the time so far.
+#
+# Here are the last frames of each epoch, plain above guided.
+
+# %%
+plots.training_strip(fixed.images.numpy(), {name: view.frames for name, view in views.items()})
+
+# %%
+plots.plot_training_now(fixed.images.numpy(), views["guided"].frames, views["guided"].frames[-1].step)
+
+# %% [markdown]
+# **What to notice.** Look at the pink in the last column. Which network gives up more of the background? Which map
+# changes more from epoch to epoch? And is the divergence small because the network does not need the pixels, or
+# because it is not yet sure of anything? At the beginning the second is true: a network that guesses guesses the same
+# with and without them.
+#
+# Is this an *explanation* of training? It shows what the maps look like while the loss falls. Whether they deserve
+# belief is a question of numbers, as in lesson 03.
+
+# %% [markdown]
+# ## Does the network do what was asked?
+#
+# The sentence in the loss was: the prediction shall stay when the least salient pixels are replaced. On test images:
+
+# %%
+harms = {"Plain network": harm_of_plain, "Guided network": harm_by_order(guided)}
+plots.curves_with_intervals(harms, [100 * s for s in SHARES], "pixels replaced (%)", "KL divergence (nats)")
+
+# %%
+for title, rows in harms.items():
+    least, chance = rows["least salient first"][:, half].mean(), rows["random"][:, half].mean()
+    print(f"{title}: half of the pixels replaced moves it by {least:.3f} nats, a random half by {chance:.3f}")
+
+# %% [markdown]
+# The guided network does what the loss asks for, and on images it was never trained on. But look at the random half,
+# too. How much of the gain is "it no longer needs the *least salient* pixels", and how much is "it no longer minds
+# noise, wherever it is"? Keep the question for exercise 5.
+
+# %% [markdown]
+# ## What does it buy, and what does it cost?
+#
+# Now several mask ratios, and each network twice, from two random starts. The two plain networks are each other's
+# twins: what differs between them is no effect of guidance.
+
+# %%
+GUIDED, SIGNED = "50%", "50%, signed"
+plan = {"plain": cross_entropy} | {f"{ratio:.0%}": SaliencyGuided(ratio) for ratio in RATIOS}
+plan[SIGNED] = SaliencyGuided(0.5, rank_by="signed")  # for a later section
+known = {("plain", SEEDS[0]): plain, (GUIDED, SEEDS[0]): guided}
+networks = {
+    name: [known.get((name, seed)) or train(objective, seed)[0] for seed in SEEDS] for name, objective in plan.items()
+}
+
+# %% [markdown]
+# Accuracy is measured on all test images. The maps are judged on images that every network gets right, as in lesson 03:
+# then there is one class to explain, and a network is not blamed twice for a wrong answer.
+
+
+# %%
+@torch.no_grad()
+def correct(network):
+    return torch.cat([network(x).argmax(1) == y for x, y in batches(data.test, data, 500)])
+
+
+hits = {name: [correct(network) for network in some] for name, some in networks.items()}
+right = torch.stack([hit for some in hits.values() for hit in some]).all(0).nonzero().flatten()[:IMAGES]
+chosen = data.test[right]
+x, target, mask = data.normalise(chosen.images), chosen.labels, metrics.object_mask(chosen.images)
+
+# %%
+METHODS = ("gradient", "input_x_gradient", "random")
+maps = {
+    name: [{method: saliency_map(network, x, target, method) for method in METHODS} for network in some]
+    for name, some in networks.items()
+}
+plots.saliency_grid(
+    chosen.images[:3],
+    {name: some[0]["gradient"][:3] for name, some in maps.items()},
+    shared="map",
+    row_titles=[data.class_names[label] for label in target[:3]],
+    title="Gradient maps, by mask ratio",
+)
+
+# %% [markdown]
+# What looks tidier to you? Now the numbers, with the random map beside. **Steadiness** is the rank correlation between
+# the map of an image and the map after noise of a tenth of the image's range was added.
+
+# %%
+noise = 0.1 * (x.max() - x.min()) * torch.randn(x.shape, generator=torch.Generator().manual_seed(SEEDS[0]))
+MEASURES = {
+    "Gini index": lambda network, m, method: metrics.gini(m),
+    "Steadiness": lambda network, m, method: metrics.rank_correlation(
+        m, saliency_map(network, x + noise, target, method)
+    ),
+    "Foreground mass": lambda network, m, method: metrics.foreground_mass(m, mask),
+    "Deletion area": lambda network, m, method: metrics.deletion_auc(network, x, m, target),
+    "Insertion area": lambda network, m, method: metrics.insertion_auc(network, x, m, target),
+}
+
+
+def measured(measure, method):
+    return {
+        name: [measure(network, maps[name][i][method], method).numpy() for i, network in enumerate(some)]
+        for name, some in networks.items()
+    }
+
+
+# %%
+results = {"Accuracy": {"gradient": {name: [100.0 * hit.numpy() for hit in some] for name, some in hits.items()}}}
+for title, measure in MEASURES.items():
+    results[title] = {m: measured(measure, m) for m in (METHODS if "area" in title else METHODS[:1])}
+directions = ["test images right (%)", "higher: more focused", "higher: steadier", "share on the object"]
+directions += ["lower is better", "higher is better"]
+
+
+def only(names, panels):
+    return {
+        title: {method: {name: entries[name] for name in names} for method, entries in rows.items()}
+        for title, rows in panels.items()
+    }
+
+
+ratios = [name for name in plan if name != SIGNED]
+plots.seeds_with_intervals(only(ratios, results), "mask ratio", directions)
+
+# %% [markdown]
+# A point is one network, its bar the 95 % interval of the mean over the images. Two points of one column are twins.
+#
+# Read it in this order: how far apart are the two points of "plain"? Only a step from plain to guided that is
+# larger than that is worth a word. The table has the means over images and seeds.
+
+# %%
+table = {
+    (title if len(rows) == 1 else f"{title}, {method.replace('_', ' ')}"): {
+        name: sum(v.mean() for v in seeds) / len(seeds) for name, seeds in entries.items()
+    }
+    for title, rows in results.items()
+    for method, entries in rows.items()
+}
+pd.DataFrame(table).T.round(3)
+
+# %% [markdown]
+# ## Where it does not help
+#
+# Compare insertion with the gradient map, plain against guided, and then the random map in the same panel. Two things
+# could lower the area. The *map* may have become worse. Or the *network* may need more of an image before it sees
+# anything, whatever the order: then the random map's area falls as well.
+#
+# So we subtract the random map, on the same network and the same image. The area that is left belongs to the map.
+# We also repeat both with a blurred start instead of a black one: a black image is one thing that guided
+# training may have made strange.
+
+
+# %%
+def gained(area, name, method, fill):
+    scores = []
+    for network, m in zip(networks[name], maps[name], strict=True):
+        own, chance = (area(network, x, m[key], target, fill=fill) for key in (method, "random"))
+        scores.append((own - chance).numpy())
+    return scores
+
+
+# %%
+gains = {
+    f"{label} {fill}, {method.replace('_', ' ')}": {
+        name: gained(area, name, method, fill) for name in ("plain", GUIDED)
+    }
+    for label, area in (("deletion to", metrics.deletion_auc), ("insertion from", metrics.insertion_auc))
+    for fill in ("black", "blur")
+    for method in ("gradient", "input_x_gradient")
+}
+pd.DataFrame(
+    {
+        label: {f"{name}, seed {s}": v.mean() for name, some in row.items() for s, v in zip(SEEDS, some, strict=True)}
+        for label, row in gains.items()
+    }
+).T.round(3)
+
+# %% [markdown]
+# Below 0 is good for deletion, above 0 for insertion. One row at a time: do both guided networks lie on the same
+# side of both plain ones? Only then is it more than the seed.
+#
+# Where does the saliency go? The next cell sorts the pixels of each image by what they are: the object's border, its
+# inside, and the background. A pixel of the object is border if one of its eight neighbours is background.
+
+# %%
+inside = -F.max_pool2d(-mask[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
+regions = {"inside": inside, "border": mask & ~inside, "background": ~mask}
+where = {
+    f"{name}, seed {seed}": {
+        region: metrics.foreground_mass(m["gradient"], r).mean().item() for region, r in regions.items()
+    }
+    for name in ("plain", GUIDED)
+    for seed, m in zip(SEEDS, maps[name], strict=True)
+}
+area = {region: r.float().mean().item() for region, r in regions.items()}
+pd.DataFrame(where | {"share of the area": area}).T.round(3)
+
+# %% [markdown]
+# Does guidance change a map by more than another random start does?
+
+# %%
+gradient_maps = {name: [m["gradient"] for m in some] for name, some in maps.items()}
+kin = {
+    "plain and its twin": gradient_maps["plain"],
+    "plain and guided": (gradient_maps["plain"][0], gradient_maps[GUIDED][0]),
+    "guided and its twin": gradient_maps[GUIDED],
+    "random": (maps["plain"][0]["random"], gradient_maps["plain"][0]),
+}
+alike = {name: metrics.rank_correlation(*pair).numpy() for name, pair in kin.items()}
+plots.distributions({"How alike are the maps of two networks?": alike}, ["rank correlation"])
+
+# %% [markdown]
+# The first row is the noise floor of lesson 03. If the third row lies to its right, guided training makes networks
+# agree more on what matters, whatever start they had. That is worth something: an explanation that changes with the
+# random start explains the start.
+
+# %% [markdown]
+# ## Signed or magnitude?
+#
+# The paper says: mask the features with *small gradients*. The authors' code, unless told otherwise, sorts the
+# gradients **with their sign**, so the most negative go first. Which pixels are these? Those that speak *against* the
+# right class if they grow brighter. They matter, and a lot.
+
+# %%
+slopes = saliency_map(plain, x, target, absolute=False)[:, None]
+by_size, by_sign = (least_salient(slopes, 0.5, rank_by)[:, 0] for rank_by in ("magnitude", "signed"))
+top = least_salient(-slopes.abs(), 0.1, "signed")[:, 0]
+print(f"half of the pixels go; the two rankings share {(by_size & by_sign).sum() / by_size.sum():.0%} of them")
+for name, hidden in (("magnitude", by_size), ("sign", by_sign)):
+    print(f"of the most salient tenth, the ranking by {name} hides {hidden[top].float().mean():.0%}")
+
+# %% [markdown]
+# Two random halves would share 50 %. So the signed ranking hides pixels with hardly any regard to how much they
+# matter. What does training with it give?
+
+# %%
+rivals = ("plain", GUIDED, SIGNED)
+plots.seeds_with_intervals(only(rivals, results), "mask ratio", directions)
+
+# %% [markdown]
+# ## What does it cost in time?
+#
+# Count the passes. A forward pass costs about 1 unit. A backward pass has two jobs of the same size: gradients by the
+# activations, to go further back, and gradients by the weights. So a full one costs 2, and one that only wants the
+# gradient at the pixels costs 1. A plain step is one forward and one full backward pass: 3 units.
+#
+# | step | forward | backward to the pixels | full backward |
+# |---|---|---|---|
+# | plain | 1 | 0 | 1 |
+# | ours, `SaliencyGuided()` | 2 | 0 | 2 |
+# | with the logit's gradient, `saliency="logit"` | 2 | 1 | 2 |
+# | as published, `SaliencyGuided.as_published()` | 3 | 1 | 2 |
+#
+# Ours needs no backward pass of its own for the mask: the cross-entropy's own one also yields the gradient at the
+# pixels. The paper's logit needs a backward pass more. The authors' code also predicts once more, in evaluation mode.
+#
+# ### Exercise 4: the price of a step (easy, 4 minutes)
+#
+# Return the cost of so many forward passes, backward passes to the pixels, and full backward passes, **in plain
+# steps**: a plain step costs 1.
+
+
+# %%
+def plain_steps(forward, to_input, full): ...
+
+
+# %%
+_ = checks.check_plain_steps(plain_steps)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def plain_steps(forward, to_input, full):
+#     return (forward + to_input + 2 * full) / 3
+# ```
+#
+# </details>
+#
+# So we expect 2 for ours, 7/3 with the logit, 8/3 as published. Now the clock: the four take turns on one batch.
+
+# %%
+contenders = {
+    "plain": (cross_entropy, 1),
+    "ours": (SaliencyGuided(), 2),
+    "logit": (SaliencyGuided(saliency="logit"), 7 / 3),
+    "as published": (SaliencyGuided.as_published(), 8 / 3),
+}
+batch_x, batch_y = next(batches(data.train, data, 128))
+network, took = build_model("cnn").to(memory_format=torch.channels_last), {name: [] for name in contenders}
+for _ in range(4 if SCALE == "smoke" else 20):
+    for name, (objective, _) in contenders.items():
+        start = time.perf_counter()
+        objective(network, batch_x, batch_y).backward()
+        took[name].append(time.perf_counter() - start)
+
+# %%
+unit = pd.Series(took["plain"]).median()
+for name, (_, counted) in contenders.items():
+    print(f"{name:13} counted {counted:.2f}, measured {pd.Series(took[name]).median() / unit:.2f} plain steps")
+
+# %% [markdown]
+# The count leaves out what is no convolution: the choice of the pixels, the noise, the divergence. It also leaves out
+# a saving of the plain step: nobody asks it for the gradient at the pixels, so its first layer does half of the
+# backward work. Where the clock says more than the count, this is where it goes.
+
+# %% [markdown]
+# ## Exercises
+#
+# Exercises 1 to 4 stand above, where their lines are needed.
+#
+# ### Exercise 5: has it learned to ignore, or to tolerate noise? (open, 10 minutes)
+#
+# The guided network was trained on masks filled with noise. Below, half of the pixels are replaced with each of the
+# fills, once the least salient ones and once a random half. If the network had learned *which* pixels it can do
+# without, the gain should be there for every fill, and larger for the least salient half. If it had learned to
+# tolerate *noise*, the gain should be there for noise, wherever it is. What do you find? What experiment would settle
+# it? (`SaliencyGuided(fill=...)` takes every fill; `train` takes half a minute or less.)
+
+
+# %%
+@torch.no_grad()
+def moved(network, order, fill):
+    whole, damaged = (
+        network(images).log_softmax(1) for images in (x, mask_least_salient(x, order, 0.5, "signed", fill))
+    )
+    return F.kl_div(damaged, whole, reduction="batchmean", log_target=True).item()
+
+
+rows = {}
+for name in ("plain", GUIDED):
+    orders = {"least salient": maps[name][0]["gradient"][:, None], "random half": maps[name][0]["random"][:, None]}
+    for half_name, order in orders.items():
+        rows[f"{name}, {half_name}"] = {fill: moved(networks[name][0], order, fill) for fill in FILLS}
+pd.DataFrame(rows).T.round(3)
+
+# %% [markdown]
+# <details><summary>One answer</summary>
+#
+# Compare the two guided rows with the two plain ones, fill by fill.
+#
+# </details>
+
+# %% [markdown]
+# ## In this lesson
+#
+# - Cross-entropy asks nothing of the gradient. Specks are what is left when nobody asks.
+# - Guided training asks that the prediction stays when the least salient pixels are replaced, and the network obeys.
+# - A gain counts only if it is larger than the distance between twins, and a map only by its distance from random.
+# - Ranking by sign and ranking by magnitude are two methods with one name.
+# - Two plain steps instead of 8/3: the gradient at the pixels comes with the cross-entropy's own backward pass.
+# - A live view costs little: maps are cheap, drawing is dear, so draw less often than you look.
+
+# %% [markdown]
+# ## References
+#
+# - Ismail, Corrada Bravo, Feizi, *Improving Deep Learning Interpretability by Saliency Guided Training*, 2021.
+# - Mousa Rezabeyk et al., *Saliency Assisted Quantization for Neural Networks*, 2024: explanations during training.
+# - Maleki et al., *Quantized and Interpretable Learning Scheme for Deep Neural Networks in Classification Task*, 2024.
+# - Kullback, Leibler, *On Information and Sufficiency*, 1951.
+# - Petsiuk, Das, Saenko, *RISE*, 2018: deletion and insertion.
+
+# %% [markdown]
+# ## Next
+#
+# [05 The combined method](05_combined_method.ipynb): few bits and guidance at once.
