@@ -124,9 +124,10 @@ plots.plot_explanations(
 # | 00 Start here | What is this about, and does it run here? |
 # | [01 Quantization basics](01_quantization.ipynb) | What is lost when a number is rounded, and when does it matter? |
 # | [02 PACT](02_pact.ipynb) | Can a network learn how far its numbers should reach? |
-# | 03 Saliency maps | Which pixels does an output hang on, and how do we know? |
-# | 04 Saliency-guided training | Can training make the maps clearer? |
-# | 05 The combined method | What happens when both are trained at once? |
+# | [03 Saliency maps](03_saliency_maps.ipynb) | Which pixels does an output hang on, and how do we know? |
+# | [04 Saliency-guided training](04_saliency_guided_training.ipynb) | Can training make the maps clearer? |
+# | [05 The combined method](05_combined_method.ipynb) | What happens when both are trained at once? |
+# | [07 Deployment](07_deployment.ipynb) | What do few bits save in a file and on a chip? |
 #
 # **Sliders.** Before each slider stands a question: "Predict first". Answer it before you touch the slider.
 # A fixed picture stands beside each slider, so the text also works on paper.
@@ -175,8 +176,9 @@ widgets.prediction_panel(data.test.images[:8].numpy(), data.test.labels[:8].toli
 # **What to notice.** Go through the eight images. For many of them the bars hardly move over the first bits that go,
 # and most of the change comes with the last ones. The list of accuracies above says the same about all test images.
 #
-# Compare its last line with the accuracy of the network that was *trained* at 2 bits. The next lesson shows what
-# breaks when one rounds afterwards, and lesson 02 how training repairs it.
+# Compare the last line of that list with the accuracy of the network that was *trained* at 2 bits. (Not quite a fair
+# match: that one keeps 8 bits in two layers.) The next lesson shows what breaks when one rounds afterwards, and lesson
+# 02 how training repairs it.
 
 # %% [markdown]
 # ## Exercises
