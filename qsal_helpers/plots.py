@@ -1079,7 +1079,7 @@ def plot_widths(widths: dict[str, dict[str, int]]) -> Picture:
 
     Parameters
     ----------
-    widths : what is counted, such as "worst case" -> a layer's name -> bits.
+    widths : up to four kinds, such as "worst case" -> a layer's name -> bits.
 
     Examples
     --------
@@ -1087,16 +1087,19 @@ def plot_widths(widths: dict[str, dict[str, int]]) -> Picture:
     """
     figure, axes = new_figure(height=3.8)
     ax, share = axes[0, 0], 0.8 / len(widths)
-    for i, ((name, layers), colour) in enumerate(zip(widths.items(), ("random", "w2a2", "w4a4"), strict=False)):
+    for i, ((name, layers), colour) in enumerate(
+        zip(widths.items(), ("random", "w4a4", "guided", "w2a2"), strict=False)
+    ):
         places = np.arange(len(layers)) + (i - (len(widths) - 1) / 2) * share
-        ax.bar_label(ax.bar(places, list(layers.values()), share, color=COLOURS[colour], label=name))
+        bars = ax.bar(places, list(layers.values()), share, color=COLOURS[colour], label=name)
+        ax.bar_label(bars, padding=1, fontsize=10, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5}, zorder=3)
     for width in (8, 16, 32):
         ax.axhline(width, color=COLOURS["fp32"], linestyle="--", linewidth=1.2)
         ax.text(len(layers) - 0.45, width, f"int{width}", va="center", fontsize=12)
     ax.set_xticks(range(len(layers)), list(layers))
     ax.grid(False, axis="x")
     ax.set(title="How wide must an accumulator be?", ylabel="bits, sign included", xlim=(-0.6, len(layers) - 0.5))
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -1427,7 +1430,7 @@ def pareto_front(scores: np.ndarray) -> np.ndarray:
     return ~((others >= own).all(-1) & (others > own).any(-1)).any(0)
 
 
-def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xlabel: str) -> Picture:
+def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xlabel: str, title: str = "") -> Picture:
     """Return networks by size and by what they are good for; a line joins those that no other one beats.
 
     Filled points are guided, hollow ones are not. The first word of a name sets the colour.
@@ -1435,7 +1438,7 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
     Parameters
     ----------
     sizes : a network's name -> its size, the smaller the better.
-    panels : a panel's title -> the same names -> a number, the larger the better.
+    panels : a measure -> the same names -> a number, the larger the better.
     xlabel : what the sizes are, with the unit.
 
     Examples
@@ -1443,7 +1446,7 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
     >>> figure = plot_pareto({"fp32": 9, "w2a2 guided": 1}, {"accuracy": {"fp32": 0.9, "w2a2 guided": 0.8}}, "kB")
     """
     figure, axes = new_figure(1, len(panels), height=4.2)
-    for ax, (title, values) in zip(axes[0], panels.items(), strict=True):
+    for ax, (measure, values) in zip(axes[0], panels.items(), strict=True):
         points = np.array([[sizes[name], value] for name, value in values.items()])
         front = points[pareto_front(points * [-1, 1])]
         front = front[front[:, 0].argsort()]
@@ -1451,10 +1454,13 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
         for (name, (x, y)), style in zip(zip(values, points, strict=True), series_styles(list(values)), strict=True):
             face = style["color"] if "guided" in name else "white"
             ax.plot(x, y, "o", color=style["color"], markerfacecolor=face, markersize=9, label=name)
-        ax.set(title=title, xlabel=xlabel, xscale="log")
-        ax.set_xticks(sorted(set(sizes.values())), [f"{size:.0f}" for size in sorted(set(sizes.values()))])
+        ax.set(title=measure, xlabel=xlabel, xscale="log")
+        ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3)))
+        ax.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
         ax.minorticks_off()
+        ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
         ax.margins(0.12)
+    figure.suptitle(title)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
     return figure
@@ -1484,7 +1490,8 @@ def plot_effects(panels: dict[str, dict[str, np.ndarray]], floors: dict[str, flo
         ax.set_yticks(range(len(rows)), list(rows))
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_title(title)
-        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3, min_n_ticks=2))
+        ax.tick_params(axis="x", labelsize=10)
     figure.supxlabel(xlabel, fontsize=12)
     return figure
 
@@ -1496,10 +1503,10 @@ def plot_combined(
     class_names: Sequence[str],
     label: int,
     measured: dict[str, float],
-    reference: dict[str, float],
+    others: Sequence[dict[str, float]],
     title: str,
 ) -> Picture:
-    """Return an image, a network's map and prediction for it, and the network's figures over many images.
+    """Return an image, a network's map and prediction for it, and how the network stands among others.
 
     Parameters
     ----------
@@ -1507,13 +1514,15 @@ def plot_combined(
     saliency : ``(H, W)``.
     probabilities : ``(classes,)``.
     label : the right class.
-    measured, reference : what was measured -> a number between 0 and 1, for this network and for one to compare with.
+    measured : a measure -> this network's number.
+    others : the same for all networks; the first is the plain fp32 network. Each row runs from the lowest to the
+        highest of them.
 
     Examples
     --------
-    >>> half = np.array([0.5, 0.5])
-    >>> image, figures = np.zeros((8, 8), np.uint8), {"accuracy": 0.9}
-    >>> figure = plot_combined(image, np.eye(8), half, ["bag", "shirt"], 0, figures, figures, "w2a2")
+    >>> half, image = np.array([0.5, 0.5]), np.zeros((8, 8), np.uint8)
+    >>> figures = [{"accuracy": 0.9}, {"accuracy": 0.8}]
+    >>> figure = plot_combined(image, np.eye(8), half, ["bag", "shirt"], 0, figures[1], figures, "w2a2")
     """
     figure, axes = new_figure(1, 4, height=3.3, width_ratios=(1, 1, 1, 1.2))
     draw_image(axes[0, 0], image)
@@ -1523,13 +1532,18 @@ def plot_combined(
     draw_prediction(axes[0, 2], probabilities, class_names, COLOURS["data"], label)
     axes[0, 2].set_title("prediction", fontsize=11)
     ax = axes[0, 3]
-    for i, (name, value) in enumerate(measured.items()):
-        ax.plot(reference[name], i, "o", color="black", markerfacecolor="white", markersize=9, label="fp32, plain")
-        ax.plot(value, i, "o", color=COLOURS["guided"], markersize=9, label="this network")
-        ax.text(1.06, i, f"{value:.2f}", va="center", fontsize=11)
-    ax.set_yticks(range(len(measured)), list(measured), fontsize=11)
-    ax.set(xlim=(min(0, *measured.values(), *reference.values()) - 0.05, 1.05), ylim=(len(measured) - 0.5, -0.5))
+    values = np.array([list(other.values()) for other in [*others, measured]])
+    shares = (values - values.min(0)) / np.maximum(np.ptp(values, axis=0), 1e-12)
+    rows = np.arange(len(measured))
+    ax.plot(shares[1:-1], np.broadcast_to(rows, shares[1:-1].shape), "|", color=COLOURS["random"], markersize=9)
+    ax.plot(shares[0], rows, "o", color="black", markerfacecolor="white", markersize=10, label="fp32, plain")
+    ax.plot(shares[-1], rows, "o", color=COLOURS["guided"], markersize=7, label="this one")
+    for row, value in zip(rows, measured.values(), strict=True):
+        ax.text(1.12, row, f"{value:.3f}", va="center", fontsize=11)
+    ax.set_yticks(rows, list(measured), fontsize=11)
+    ax.set_xticks([0, 1], ["lowest", "highest"], fontsize=10)
+    ax.set(xlim=(-0.08, 1.08), ylim=(len(measured) - 0.4, -0.6))
     ax.set_title("over many images", fontsize=11)
-    ax.legend(*(part[:2] for part in ax.get_legend_handles_labels()), loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=10, columnspacing=0.8, handletextpad=0)
     figure.suptitle(title)
     return figure

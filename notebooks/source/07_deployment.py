@@ -120,10 +120,11 @@ for name, array in values.items():
     print(f"{name:14} {array.dtype!s:6} {shape:13} from {array.min():12,} to {array.max():12,}")
 
 # %% [markdown]
-# There is no float from the image to the logits. "ones" is an image of ones: the first layer runs over it once more,
-# and so learns where the image ends, which it needs for the mean pixel.
+# There is no float from the image to the logits. "ones" is an image of ones. Normalisation subtracts a mean from every
+# pixel, but not from the border of zeros that a convolution puts around the image; the sums over "ones" account for it.
 #
-# The first and the last layer have 8 bits, so their inputs reach higher. `relu1` to `relu3` go from 0 to 3: two bits.
+# The first and the last layer have 8 bits, so their inputs reach higher. Behind `relu1` to `relu3` nothing exceeds 3:
+# two bits.
 
 # %% [markdown]
 # ## One convolution by hand
@@ -235,7 +236,7 @@ def narrowed(network, name):
 
 
 def overflow(model, name):
-    network, some = export.to_integer(model, data), data.test[: 20 * RUNS]
+    network, some = export.to_integer(model, data), data.test[: 5 * RUNS]
     small = narrowed(network, name)
     wrong = small.values(some.images[:50])[name] != network.values(some.images[:50])[name]
     right = small(some.images).argmax(1) == some.labels.numpy()
@@ -247,8 +248,8 @@ for precision in ("w8a8", "w2a2"):
         print(f"{precision} {layer['name']:6} {overflow(models[precision], STEP.get(layer['name'], layer['name']))}")
 
 # %% [markdown]
-# Compare with the figure: where the orange and blue bars stay below the line of int16, no sum is wrong. Where they do
-# not, a few wrong sums may cost many images: each is wrong by 65,536, not by 1.
+# Compare with the figure: where the bar of what is seen stays at or below the line of int16, no sum is wrong. Where it
+# does not, a small share of wrong sums may cost many images: each is wrong by 65,536 or a multiple of it, not by 1.
 
 # %% [markdown]
 # ## Back to two bits
@@ -486,13 +487,14 @@ with torch.no_grad():
 
 
 # %%
-def classes_and_logits(path):
-    return export.onnx_session(path).run(None, {"image": data.test.images.numpy()})[0]
+def file_logits(path):
+    session = export.onnx_session(path)
+    return np.concatenate([session.run(None, {"image": some.numpy()})[0] for some in data.test.images.split(200)])
 
 
 @torch.no_grad()
 def torch_logits(model):
-    return torch.cat([model(data.normalise(some)) for some in data.test.images.split(500)]).numpy()
+    return torch.cat([model(data.normalise(some)) for some in data.test.images.split(200)]).numpy()
 
 
 # %%
@@ -504,9 +506,9 @@ def agreement(precision):
     files["aligned"] = export.save_onnx(aligned, FOLDER / f"{precision}-aligned.onnx", data, "int8")
     pairs = {
         "integers": (integers(data.test.images) * unit, wanted),
-        "ONNX packed": (classes_and_logits(files["packed"]), wanted),
-        "ONNX int8": (classes_and_logits(files["int8"]), wanted),
-        "ONNX int8, aligned": (classes_and_logits(files["aligned"]), torch_logits(aligned)),
+        "ONNX packed": (file_logits(files["packed"]), wanted),
+        "ONNX int8": (file_logits(files["int8"]), wanted),
+        "ONNX int8, aligned": (file_logits(files["aligned"]), torch_logits(aligned)),
     }
     same = {name: int((a.argmax(1) == b.argmax(1)).sum()) for name, (a, b) in pairs.items()}
     return {name: f"{same[name]}, {abs(a - b).max() / unit:.1f}" for name, (a, b) in pairs.items()}
@@ -519,10 +521,14 @@ moved = torch_logits(export.align_biases(two, data)).argmax(1) != torch_logits(t
 print(f"of {len(data.test)} images, {moved.sum()} get another class from w2a2 by aligning its biases")
 
 # %% [markdown]
-# A difference below 1 is less than the unit in which the integers count. A larger one means that some activation lay
-# so close to the border between two levels that a rounding elsewhere sent it to the other side. That is one level up
-# or down, and with 2 bits a level is a third of the range. So compare like with like: the file with the network whose
-# biases it holds.
+# A difference below 1 is less than the unit in which the integers count: the two differ by the rounding of the logits
+# alone. A large one means that for some image an activation lay so close to the border between two levels that the
+# rounding of floats sent it to the other side. One level of the last activation moves a logit by its code, up to 127
+# units; an earlier one moves more. The more levels, the more borders there are, so look at w8a8. Count the classes to
+# see whether it matters.
+#
+# And compare like with like: an aligned file holds other biases than the network it came from, and belongs with the
+# aligned one.
 
 # %% [markdown]
 # ## What does it save?
@@ -551,32 +557,38 @@ def untrained(name):
 
 files = {"cnn": write_all("cnn", models)}
 files |= {name: write_all(name, untrained(name)) for name in ("vgg_small", "lenet5")}
-sessions = {name: {f: export.onnx_session(p, threads=1) for f, p in some.items()} for name, some in files.items()}
+
 
 # %%
-costs = {
-    "bytes": {name: {f: p.stat().st_size for f, p in some.items()} for name, some in files.items()},
-    "ms, 1 image": {name: export.latencies(some, batch=1, runs=RUNS) for name, some in sessions.items()},
-    "ms, 64 images": {name: export.latencies(some, batch=64, runs=RUNS // 10 + 1) for name, some in sessions.items()},
-}
+def measure(name):
+    sessions = {file: export.onnx_session(path, threads=1) for file, path in files[name].items()}
+    return {
+        "bytes": {file: path.stat().st_size for file, path in files[name].items()},
+        "ms, 1 image": export.latencies(sessions, batch=1, runs=RUNS),
+        "ms, 64 images": export.latencies(sessions, batch=64, runs=RUNS // 10 + 1),
+    }
+
+
+measured = {name: measure(name) for name in files}
+costs = {cost: {name: measured[name][cost] for name in files} for cost in measured["cnn"]}
 plots.plot_costs(costs)
 
 
 # %%
 def right(path):
-    return (classes_and_logits(path).argmax(1) == data.test.labels.numpy()).mean()
+    return (file_logits(path).argmax(1) == data.test.labels.numpy()).mean()
 
 
 def table(name):
-    frame = pd.DataFrame({cost: networks[name] for cost, networks in costs.items()}).round(3)
+    frame = pd.DataFrame(measured[name]).round(3)
     frame.insert(1, "times smaller", (frame["bytes"]["fp32"] / frame["bytes"]).round(2))
     frame["peak memory, MB"] = [round(export.peak_memory(p), 1) for p in files[name].values()]
     return frame.astype({"bytes": int})
 
 
-measured = table("cnn")
-measured["accuracy"] = [f"{right(p):.1%}" for p in files["cnn"].values()]
-measured
+summary = table("cnn")
+summary["accuracy"] = [f"{right(p):.1%}" for p in files["cnn"].values()]
+summary
 
 # %%
 table("vgg_small")
@@ -588,14 +600,17 @@ table("vgg_small")
 #   keeps it from the full factor of 16.
 # - **ms** is this machine, this version of onnxruntime, one thread. Compare rows, not with other machines. "int8" is
 #   what its routines are made for, so all bit widths in int8 take about the same time. "packed" is unpacked to floats
-#   first: small files, no faster.
+#   first: small files, and no gain in time.
 # - **peak memory** is that of the whole process above onnxruntime's own. It holds weights, activations and working
 #   space; packed weights are unpacked in memory, so there it does not follow the bits. NaN: this system does not tell.
 # - **accuracy** is on the test images, of one training.
 
 # %%
 for name, times in costs["ms, 1 image"].items():
-    print(f"{name:10} one image: 8 bits in int8 take {times['8 bits, int8'] / times['fp32']:.2f} times fp32's time")
+    ratios = [
+        f"{file}: {times[file] / times['fp32']:.2f}" for file in ("8 bits, int8", "2 bits, int8", "2 bits, packed")
+    ]
+    print(f"{name:10} one image, times fp32's:  {'   '.join(ratios)}")
 
 # %% [markdown]
 # The larger the network, the more int8 can help. Around each layer there are small operations that turn floats into
@@ -608,8 +623,9 @@ for name, times in costs["ms, 1 image"].items():
 # multiplication as (bits of the weight) × (bits of the input): what a circuit made for exactly these bits would do.
 #
 # For energy we take numbers that Horowitz published in 2014 for one kind of chip: a multiplication with its addition
-# takes 4.6 pJ (picojoules) in float32 and 0.23 pJ in 8 bits, and reading one bit from the main memory takes about 20
-# pJ. Below 8 bits we let the multiplication shrink with the bit operations. That last step is our assumption.
+# takes 4.6 pJ (picojoules) in float32, and 0.3 pJ in 8 bits with a 32-bit accumulator; reading one bit from the main
+# memory takes about 20 pJ. Below 8 bits we let the multiplication shrink with the bit operations. That last step is
+# our assumption.
 
 
 # %%
@@ -617,7 +633,7 @@ def estimates(model):
     rows = describe(model)
     bit_operations = sum(row["bit_operations"] for row in rows)
     floats = any(row["weight_bits"] == 32 for row in rows)
-    compute = sum(row["macs"] for row in rows) * 4.6 if floats else bit_operations / 64 * 0.23
+    compute = sum(row["macs"] for row in rows) * 4.6 if floats else bit_operations / 64 * 0.3
     memory = sum(row["parameters"] * row["weight_bits"] for row in rows) * 20
     return {
         "bit operations, millions (estimate)": round(bit_operations / 1e6),
@@ -744,12 +760,13 @@ pd.DataFrame({label: {name: np.median(v) for name, v in rows.items()} for label,
 # %%
 few, some_images, some_labels = min(8, len(images)), images[:8], target[:8]
 keys = {(32, "float32"): "fp32"} | {(b, s): f"{b} bits, {s}" for b in (8, 4, 2) for s in ("int8", "packed")}
-run = lambda file: lambda x: sessions["cnn"][file].run(None, {"image": x})[0]
+sessions = {file: export.onnx_session(path) for file, path in files["cnn"].items()}
+run = lambda file: lambda x: sessions[file].run(None, {"image": x})[0]
 file_maps = {key: occlusion_maps(run(file), some_images, some_labels).numpy() for key, file in keys.items()}
 probabilities = {key: torch.as_tensor(run(file)(some_images.numpy())).softmax(1).numpy() for key, file in keys.items()}
 words = {}
 for key, file in keys.items():
-    row = measured.loc[file]
+    row = summary.loc[file]
     words[key] = f"{row['bytes']:,} bytes, {row['ms, 1 image']:.2f} ms an image, {row['accuracy']} right"
 
 # %%
