@@ -127,3 +127,43 @@ def test_each_seed_is_a_point_with_its_95_percent_interval():
     low, high = bars[0].lines[2][0].get_segments()[0][:, 1]
     assert len(bars) == 2
     assert np.allclose([(low + high) / 2, high - low], [4, 2 * 1.96 * values.std() / 3])
+
+
+# ---------------------------------------------------------------- lesson 07
+
+
+def test_products_are_summed_in_the_title():
+    figure = plots.plot_products(np.array([[0, 3], [1, 2]]), np.array([[1, -1], [-3, 3]]))
+    assert figure.axes[2].get_title() == "products, sum 0"
+    assert [text.get_text() for text in figure.axes[2].texts] == ["0", "−3", "−3", "6"]
+
+
+def test_a_byte_shows_its_bits_with_the_first_number_on_the_right():
+    ax = plots.plot_byte([1, -2, 0, -1], bits=2).axes[0]
+    bits = {round(text.get_position()[0] - 0.5): text.get_text() for text in ax.texts if text.get_text() in "01"}
+    assert "".join(bits[place] for place in range(8)) == "11001001"
+    assert "201" in ax.get_title() and "c9" in ax.get_title()
+
+
+def test_a_byte_that_is_not_filled_is_refused():
+    with pytest.raises(ValueError, match="a byte holds 4 numbers of 2 bits; got 3"):
+        plots.plot_byte([1, 0, 1], bits=2)
+
+
+def test_every_byte_of_a_file_is_coloured_by_its_owner():
+    ax = plots.plot_file({"conv1": (300, 200), "fc1": (800, 900)}, size=2000).axes[0]
+    cells = ax.images[0].get_array().ravel()
+    assert [int((cells == owner).sum()) for owner in range(3)] == [900, 200, 900]
+    assert (cells[300:500] == 1).all() and (cells[800:1700] == 2).all()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["all else: 900", "conv1: 200", "fc1: 900"]
+
+
+def test_costs_are_shown_as_multiples_of_the_reference():
+    figure = plots.plot_costs({"bytes": {"lenet5": {"fp32": 180.0, "int8": 45.0}}})
+    assert figure.axes[0].lines[0].get_xdata() == pytest.approx([1, 0.25])
+
+
+def test_widths_have_a_bar_for_each_kind_and_layer():
+    ax = plots.plot_widths({kind: {"conv1": 19, "fc1": 15} for kind in "abcd"}).axes[0]
+    assert len(ax.patches) == 8
+    assert len({bars[0].get_facecolor() for bars in ax.containers}) == 4

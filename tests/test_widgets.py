@@ -93,3 +93,24 @@ def test_a_live_view_without_time_draws_only_its_first_and_last_frame():
     live.picture.observe(lambda change: pictures.append(change.new), names="value")
     watched(live, SaliencyGuided(), callback_every=1)
     assert len(live.frames) == 8 and len(pictures) == 2
+
+
+# ---------------------------------------------------------------- lesson 07
+
+
+def test_the_panel_of_files_shows_the_float_file_whatever_the_storage():
+    generator = np.random.default_rng(0)
+    keys = [(32, "float32"), (2, "int8"), (2, "packed")]
+    maps = {key: generator.random((1, 8, 8)) for key in keys}
+    halves = dict.fromkeys(keys, np.array([[0.5, 0.5]]))
+    costs = {key: f"{key[0]} bits, {key[1]}" for key in keys}
+    box = widgets.deployment_panel(np.zeros((1, 1, 8, 8), np.uint8), [0], ["a", "b"], halves, maps, costs)
+    bits, storage, _ = box.children[0].children
+    picture = lambda: bytes(box.children[-1].value)
+    floats = picture()
+    storage.value = "packed"
+    assert picture() == floats
+    bits.value = 2
+    packed = picture()
+    storage.value = "int8"
+    assert len({floats, packed, picture()}) == 3
