@@ -1544,6 +1544,6 @@ def plot_combined(
     ax.set_xticks([0, 1], ["lowest", "highest"], fontsize=10)
     ax.set(xlim=(-0.08, 1.08), ylim=(len(measured) - 0.4, -0.6))
     ax.set_title("over many images", fontsize=11)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=10, columnspacing=0.8, handletextpad=0)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=10, handletextpad=0, frameon=False)
     figure.suptitle(title)
     return figure

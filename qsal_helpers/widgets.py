@@ -423,41 +423,41 @@ class LiveView:
 
 
 def combined_panel(
-    explain: Callable[[str, float], tuple[np.ndarray, np.ndarray, dict[str, float]]],
+    explain: Callable[[str, float], tuple[np.ndarray, np.ndarray]],
+    measured: Mapping[tuple[str, float], dict[str, float]],
     images: np.ndarray,
     labels: Sequence[int],
     class_names: Sequence[str],
-    precisions: Sequence[str],
-    ratios: Sequence[float],
 ) -> ipywidgets.VBox:
     """Return sliders for bits, mask ratio and image, which switch between trained networks.
 
     Parameters
     ----------
-    explain : (precision, mask ratio) -> probabilities ``(N, classes)``, maps ``(N, H, W)``, and what was measured on
-        many images, each a number between 0 and 1. Called when a setting is first shown, and never again for it.
+    explain : (precision, mask ratio) -> probabilities ``(N, classes)`` and maps ``(N, H, W)``. Called when a setting is
+        first shown, and never again for it.
+    measured : (precision, mask ratio) -> what was measured on many images. The first entry is the plain fp32 network.
     images : ``(N, C, H, W)`` uint8.
     labels : the right classes, ``(N,)``.
-    precisions, ratios : the settings; the first of each is what others are compared with.
 
     Examples
     --------
-    >>> explain = lambda precision, ratio: (np.eye(2), np.zeros((2, 8, 8)), {"accuracy": 1 - ratio})
-    >>> images = np.zeros((2, 1, 8, 8), np.uint8)
-    >>> box = combined_panel(explain, images, [0, 1], ["bag", "shirt"], ["fp32", "w2a2"], [0, 0.5])
+    >>> measured = {(p, ratio): {"accuracy": 1 - ratio} for p in ("fp32", "w2a2") for ratio in (0, 0.5)}
+    >>> explain = lambda precision, ratio: (np.eye(2), np.zeros((2, 8, 8)))
+    >>> box = combined_panel(explain, measured, np.zeros((2, 1, 8, 8), np.uint8), [0, 1], ["bag", "shirt"])
     """
     explain = functools.cache(explain)
-    *_, reference = explain(precisions[0], ratios[0])
+    everything = list(measured.values())
 
     def draw(precision: str, ratio: float, image: int) -> Picture:
-        probabilities, maps, measured = explain(precision, ratio)
+        probabilities, maps = explain(precision, ratio)
         title = f"{precision}, mask ratio {ratio:g}" if ratio else f"{precision}, plain training"
-        shown = images[image], maps[image], probabilities[image]
-        return plot_combined(*shown, class_names, int(labels[image]), measured, reference, title)
+        shown = images[image], maps[image], probabilities[image], class_names, int(labels[image])
+        return plot_combined(*shown, measured[precision, ratio], everything, title)
 
+    precisions, ratios = (list(dict.fromkeys(values)) for values in zip(*measured, strict=True))
     controls = {
-        "precision": choice("bits", list(precisions), precisions[-1]),
-        "ratio": choice("mask ratio", list(ratios), ratios[-1]),
+        "precision": choice("bits", precisions),
+        "ratio": choice("mask ratio", ratios),
         "image": slider("image", 0, 0, len(images) - 1),
     }
     return panel(draw, controls, help="Each setting is another trained network. Mask ratio 0 is plain training.")

@@ -36,7 +36,7 @@ class Grid:
 
 GRIDS = {
     "fashion-mnist": Grid("cnn", "mini", ("fp32", "w4a4", "mixed-4/2", "w2a2"), (0, 0.5, 0.25, 0.75), 4, False),
-    "cifar10": Grid("resnet20", 5_000, ("fp32", "w2a2"), (0, 0.5), 8, True),
+    "cifar10": Grid("resnet20", 10_000, ("fp32", "w2a2"), (0, 0.5), 8, True),
 }
 
 

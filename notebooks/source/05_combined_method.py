@@ -379,7 +379,7 @@ def choices(title):
     rows = {n: v for n, v in accuracy[title].items() if n != "fp32 twin"}
     panels = {"accuracy": rows}
     panels |= {m: {n: float(judged[title][n][m].mean()) for n in rows} for m in ("deletion gain", "insertion gain")}
-    return plots.plot_pareto(sizes, {f"{title}: {m}": values for m, values in panels.items()}, "size (kB)")
+    return plots.plot_pareto(sizes, panels, "size (kB)", title)
 
 
 choices("FashionMNIST")
@@ -414,47 +414,53 @@ def measured(notes):
     return found | {"deletion gain": -gains["deletion"], "insertion gain": gains["insertion"]}
 
 
-def explain(bits, ratio):
-    path = FOLDER / "fashion-mnist" / f"{bits.replace('/', '-')}-{ratio:g}.safetensors"
-    network, x = load_model(path), sets["FashionMNIST"].normalise(shown.images)
-    with torch.no_grad():
-        probabilities = network(x).softmax(1).numpy()
-    return probabilities, saliency_map(network, x).numpy(), measured(read_notes(path))
+def path_of(bits, ratio):
+    return FOLDER / "fashion-mnist" / f"{bits.replace('/', '-')}-{ratio:g}.safetensors"
+
+
+RATIOS = [0, 0.25, 0.5, 0.75]
+settings = [(bits, ratio) for bits in ("fp32", "w4a4", "mixed-4/2", "w2a2") for ratio in RATIOS]
+notes = {setting: read_notes(path_of(*setting)) for setting in settings}
+figures = {setting: measured(found) for setting, found in notes.items()}
+
+# %%
+some = notes["fp32", 0]
+print(f"each trained for {some['epochs']} epochs on {some['train_images']:,} images, seed {some['seed']};")
+print(f"accuracy on {some['test_images']:,} test images, measures of maps on {some['metric_images']} of them")
 
 
 # %%
-notes = read_notes(FOLDER / "fashion-mnist" / "fp32-0.safetensors")
-print(f"each trained for {notes['epochs']} epochs on {notes['train_images']:,} images, seed {notes['seed']};")
-print(f"accuracy on {notes['test_images']:,} test images, measures of maps on {notes['metric_images']} of them")
+def explain(bits, ratio):
+    network, x = load_model(path_of(bits, ratio)), sets["FashionMNIST"].normalise(shown.images)
+    with torch.no_grad():
+        probabilities = network(x).softmax(1).numpy()
+    return probabilities, saliency_map(network, x).numpy()
+
 
 # %% [markdown]
 # **Predict first.** You go from fp32 to 2 bits at mask ratio 0. Will the map of the first image get worse? Then you
-# raise the mask ratio to 0.75 at 2 bits. Which of the four points on the right will move most? Which will move to the
-# wrong side?
+# raise the mask ratio to 0.75 at 2 bits. Which of the four measures will rise, and which will fall?
+#
+# The map is that of the predicted class. On the right, each row runs from the lowest to the highest of the sixteen
+# networks; the grey strokes are the others.
 
 # %%
-names = sets["FashionMNIST"].class_names
-probabilities, first, figures = explain("w2a2", 0.5)
-reference = measured(notes)
+class_names = sets["FashionMNIST"].class_names
+probabilities, first = explain("w2a2", 0.5)
 plots.plot_combined(
-    shown.images[0], first[0], probabilities[0], names, int(shown.labels[0]), figures, reference, "w2a2, mask ratio 0.5"
+    *(shown.images[0], first[0], probabilities[0], class_names, int(shown.labels[0])),
+    *(figures["w2a2", 0.5], list(figures.values()), "w2a2, mask ratio 0.5"),
 )
 
 # %%
-RATIOS = [0, 0.25, 0.5, 0.75]
-PRECISIONS = ["fp32", "w4a4", "mixed-4/2", "w2a2"]
-widgets.combined_panel(explain, shown.images.numpy(), shown.labels.tolist(), names, PRECISIONS, RATIOS)
+widgets.combined_panel(explain, figures, shown.images.numpy(), shown.labels.tolist(), class_names)
 
 # %% [markdown]
 # **What to notice.** PROSE_PANEL
 
 # %%
-grid = {(label, ratio): {} for label in measured(notes) for ratio in RATIOS}
-for bits in PRECISIONS:
-    for ratio in RATIOS:
-        for label, value in explain(bits, ratio)[2].items():
-            grid[label, ratio][bits] = round(value, 3)
-pd.DataFrame(grid).T.rename_axis(["", "mask ratio"])[PRECISIONS]
+frame = pd.DataFrame(figures).rename_axis(columns=["bits", "mask ratio"])
+frame.stack("mask ratio", future_stack=True).round(3)
 
 # %% [markdown]
 # PROSE_GRID
@@ -550,7 +556,7 @@ pd.DataFrame(rows).set_index("claim")
 print(f"A: more efficient: weights of {sizes[f'{LOW} guided']:.0f} kB against {sizes['fp32']:.0f} kB,", end=" ")
 print(f"{sizes['fp32'] / sizes[f'{LOW} guided']:.1f} times smaller; guidance changes nothing about the size")
 for label in ("accuracy", "insertion gain"):
-    values = [value for (name, _), row in grid.items() if name == label for value in row.values()]
+    values = [found[label] for found in figures.values()]
     print(f"B: choose with care: over the sixteen networks {label} runs from {min(values):.3f} to {max(values):.3f}")
 
 # %% [markdown]
