@@ -49,9 +49,8 @@ from qsal_helpers import build_model, checks, describe, evaluate, fit, load_data
 from qsal_helpers import export, folding, quantization
 
 SCALE = SCALE or os.environ.get("QSAL_SCALE", "class")
-SIZE, EPOCHS, IMAGES, RUNS = {"smoke": (1000, 1, 3, 3), "class": ("mini", 4, 40, 60), "full": ("full", 8, 200, 200)}[
-    SCALE
-]
+sizes = {"smoke": (1000, 1, 3, 3), "class": ("mini", 4, 40, 60), "full": ("full", 8, 200, 200)}
+SIZE, EPOCHS, IMAGES, RUNS = sizes[SCALE]
 SEED = 0
 FOLDER = Path(tempfile.mkdtemp())
 print(f"Python {platform.python_version()}, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}")
@@ -222,7 +221,7 @@ needed = {f"{name}, {what}": bits for name in ("w8a8", "w2a2") for what, bits in
 plots.plot_widths(needed)
 
 # %% [markdown]
-# The three layers in the middle of w2a2 need half of what they need in w8a8, and would be safe with 16 bits. The
+# The three layers in the middle of w2a2 need about half of what they need in w8a8, and would be safe with 16 bits. The
 # first and the last layer have 8 bits in both networks. `to_integer` takes 32 bits wherever the worst case fits, and
 # so does about every chip.
 #
@@ -254,7 +253,7 @@ for precision in ("w8a8", "w2a2"):
 # %% [markdown]
 # ## Back to two bits
 #
-# The accumulator of `conv2` holds numbers up to hundreds, and the next layer wants 0, 1, 2 or 3. In floats:
+# The accumulator of `conv2` holds numbers far above 3, and the next layer wants 0, 1, 2 or 3. In floats:
 # multiply by $r = s\,t / t'$, where $t'$ is the step of the next PACT, round, and clip. This is **requantization**.
 # How does a chip multiply by 0.0137 if it has no floats?
 #
