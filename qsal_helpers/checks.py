@@ -874,8 +874,8 @@ def check_combined(student: Callable[..., nn.Module]) -> bool:
     True
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (48, 1, 16, 16), generator=generator, dtype=torch.uint8)
-    split = Split(images, torch.arange(48) % 10)
+    images = torch.randint(0, 256, (160, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.arange(160) % 10)  # two batches an epoch, so that even a first epoch tells epochs apart
     data = ImageData("noise", split, split, tuple("0123456789"), (0.5,), (0.3,))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

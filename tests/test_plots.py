@@ -167,3 +167,44 @@ def test_widths_have_a_bar_for_each_kind_and_layer():
     ax = plots.plot_widths({kind: {"conv1": 19, "fc1": 15} for kind in "abcd"}).axes[0]
     assert len(ax.patches) == 8
     assert len({bars[0].get_facecolor() for bars in ax.containers}) == 4
+
+
+# ---------------------------------------------------------------- lesson 05
+
+
+def test_the_pareto_front_holds_exactly_the_rows_that_no_row_beats():
+    scores = np.random.default_rng(0).integers(0, 4, (40, 3))
+    front = plots.pareto_front(scores)
+    for row, stays in zip(scores, front, strict=True):
+        assert stays != any((other >= row).all() and (other > row).any() for other in scores)
+
+
+def test_equal_rows_stay_on_the_pareto_front_together():
+    assert plots.pareto_front(np.array([[1, 1], [1, 1], [0, 1]])).tolist() == [True, True, False]
+
+
+def test_the_line_of_a_pareto_figure_joins_the_front_and_guided_points_are_filled():
+    values = {"fp32": 0.9, "w4a4": 0.8, "w2a2": 0.7, "w4a4 guided": 0.85}
+    ax = plots.plot_pareto({"fp32": 9, "w4a4": 4, "w2a2": 2, "w4a4 guided": 4}, {"accuracy": values}, "kB").axes[0]
+    assert ax.lines[0].get_xydata().tolist() == [[2, 0.7], [4, 0.85], [9, 0.9]]
+    assert [line.get_markerfacecolor() == "white" for line in ax.lines[1:]] == [True, True, True, False]
+
+
+def test_effects_show_the_mean_its_interval_and_the_noise_floor():
+    values = np.array([0.0, 0.1, 0.2, np.nan])
+    ax = plots.plot_effects({"Gini": {"w2a2": values}}, {"Gini": 0.05}, "difference").axes[0]
+    (bar,) = ax.containers
+    half = 1.96 * np.std([0.0, 0.1, 0.2]) / np.sqrt(3)
+    (segment,) = bar.lines[2][0].get_segments()
+    assert bar.lines[0].get_xdata() == pytest.approx(0.1)
+    assert segment[:, 0] == pytest.approx([0.1 - half, 0.1 + half])
+    assert ax.patches[0].get_extents().transformed(ax.transData.inverted()).intervalx == pytest.approx([-0.05, 0.05])
+
+
+def test_a_network_stands_between_the_lowest_and_the_highest_of_all():
+    image, half = np.zeros((8, 8), np.uint8), np.array([0.5, 0.5])
+    everything = [{"accuracy": 0.9}, {"accuracy": 0.7}, {"accuracy": 0.8}]
+    figure = plots.plot_combined(image, np.eye(8), half, ["bag", "shirt"], 0, everything[2], everything, "w2a2")
+    ax = figure.axes[3]
+    assert ax.lines[1].get_xdata() == pytest.approx([1]) and ax.lines[2].get_xdata() == pytest.approx([0.5])
+    assert [text.get_text() for text in ax.texts] == ["0.800"]

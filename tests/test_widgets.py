@@ -1,5 +1,7 @@
 """Panels redraw when a control moves, and show what the control says."""
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -114,3 +116,39 @@ def test_the_panel_of_files_shows_the_float_file_whatever_the_storage():
     packed = picture()
     storage.value = "int8"
     assert len({floats, packed, picture()}) == 3
+
+
+# ---------------------------------------------------------------- lesson 05
+
+
+def combined_panel(explained):
+    generator = np.random.default_rng(0)
+    measured = {(p, r): {"accuracy": generator.random()} for p in ("fp32", "mixed-4/2") for r in (0, 0.5)}
+
+    def explain(precision, ratio):
+        explained.append((precision, ratio))
+        return generator.random((2, 2)), generator.random((2, 8, 8))
+
+    box = widgets.combined_panel(explain, measured, np.zeros((2, 1, 8, 8), np.uint8), [0, 1], ["bag", "shirt"])
+    return box.children[0].children, lambda: bytes(box.children[-1].value)
+
+
+def test_each_trained_network_is_loaded_when_it_is_first_shown_and_only_then():
+    explained = []
+    (precision, ratio, image), _ = combined_panel(explained)
+    assert explained == [("fp32", 0)]
+    precision.value = "mixed-4/2"
+    ratio.value = 0.5
+    image.value = 1
+    precision.value = "fp32"
+    ratio.value = 0
+    assert explained == [("fp32", 0), ("mixed-4/2", 0), ("mixed-4/2", 0.5), ("fp32", 0.5)]
+
+
+def test_every_setting_of_the_combined_panel_shows_another_picture():
+    (precision, ratio, _), picture = combined_panel([])
+    seen = set()
+    for setting in itertools.product(precision.options, ratio.options):
+        precision.value, ratio.value = setting
+        seen.add(picture())
+    assert len(seen) == 4
