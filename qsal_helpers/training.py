@@ -110,7 +110,7 @@ def fit(
 
     Parameters
     ----------
-    model : float or quantized; trained where `device` says and left there.
+    model : float or quantized; trained where `device` says and then put back to where it was.
     objective : ``objective(model, x, y) -> loss``, with x float32 ``(B, C, H, W)`` and y int64 ``(B,)``.
         `cross_entropy`, a `SaliencyGuided`, or a function of your own.
     epochs, batch_size, lr, weight_decay : the usual. The decay applies to PACT's alphas too, as in its paper.
@@ -165,6 +165,7 @@ def fit(
     train, held_out = _split(data.train, validation, seed, device)
     if len(train) < 2:
         raise ValueError(f"there are {len(train)} images left to train on; at least 2 are needed")
+    home = next(model.parameters()).device
     # channels_last is what the convolution kernels of CPUs and GPUs prefer; it changes no shape.
     model.to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
@@ -229,7 +230,7 @@ def fit(
             print(f"interrupted in epoch {history.epochs + 1}; the model holds the best finished epoch's weights")
         finally:
             model.load_state_dict(best_state)
-            model.eval()
+            model.to(home).eval()
     if step >= 200 and best_accuracy < 1.5 / data.num_classes:
         warnings.warn(
             f"after {step} steps the validation accuracy is {best_accuracy:.1%}, about what guessing gives: the network "
