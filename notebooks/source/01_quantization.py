@@ -566,9 +566,9 @@ for scheme in ("minmax", "sawb"):
     print(f"{scheme:6}: {before:.1%} when rounded, {evaluate(small, data):.1%} after one epoch; float {accuracy:.1%}")
 
 # %% [markdown]
-# On the clipped grids one epoch wins back most of what rounding cost. On the wide grids the same epoch leaves the network
-# far behind: it starts with nearly all of its weights at 0. The straight-through estimator lets gradients pass.
-# It does not make a bad grid good.
+# On the clipped grids one epoch wins back most of what rounding cost. On the wide grids the same epoch leaves the
+# network far behind: it starts with nearly all of its weights at 0. The straight-through estimator lets gradients
+# pass. It does not make a bad grid good.
 #
 # Training with the quantizers in place is called **quantization-aware training**. The next lesson builds on it, and
 # lets the network learn the clips of its activations as well.
