@@ -453,13 +453,16 @@ def _parse_idx(content: dict[str, bytes], part: str) -> Split:
 
 def _load_some(name: str, number: int, root: str | os.PathLike | None, download: bool) -> tuple[Split, Split]:
     mini = _load_mini(name) if name in _MINI_FILES else None
-    if mini is not None and number <= len(mini[0]):
-        train, test = mini
-    else:
-        train, test = (split[stratified_order(split.labels.numpy())] for split in _load_full(name, root, download))
+    from_mini = mini is not None and number <= len(mini[0])
+    train, test = mini if from_mini else _load_full(name, root, download)
     if number > len(train):
         raise ValueError(f"{name} has {len(train)} training images, so size={number} is too large.")
-    return train[:number], test[: max(100, number // 5)]
+    counts = number, max(100, number // 5)
+    if from_mini:
+        return train[: counts[0]], test[: counts[1]]
+    # Only the chosen images are copied: the whole set twice would take half a gigabyte.
+    pairs = zip((train, test), counts, strict=True)
+    return tuple(split[stratified_order(split.labels.numpy())[:count]] for split, count in pairs)
 
 
 def _load_full(name: str, root: str | os.PathLike | None, download: bool) -> tuple[Split, Split]:
