@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -650,12 +651,12 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
     seen: set[PACT] = set()
 
     def set_alpha(layer: PACT, inputs: tuple[Tensor]) -> None:
-        positive = inputs[0][inputs[0] > 0].double()
-        if positive.numel():
-            # kthvalue, because torch.quantile refuses more than 16 million elements.
-            k = max(1, math.ceil(quantile * positive.numel()))
+        positive = inputs[0][inputs[0] > 0].float().cpu().numpy()
+        if positive.size:
+            # NumPy's partition: torch.quantile refuses 16 million elements, and torch.kthvalue takes 20 times as long.
+            k = max(1, math.ceil(quantile * positive.size))
             earlier = layer.alpha.item() if layer in seen else ALPHA_MIN
-            layer.alpha.fill_(max(positive.kthvalue(k).values.item(), earlier))
+            layer.alpha.fill_(max(float(np.partition(positive, k - 1)[k - 1]), earlier))
             seen.add(layer)
 
     handles = [m.register_forward_pre_hook(set_alpha) for m in model.modules() if isinstance(m, PACT)]
