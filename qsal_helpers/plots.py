@@ -1335,13 +1335,14 @@ def plot_training_now(images: np.ndarray, frames: Sequence[Frame], steps: int) -
     return figure
 
 
-def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]]) -> Picture:
+def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]], shown: int = 2) -> Picture:
     """Return the last frame of each epoch side by side, one network above the other.
 
     Parameters
     ----------
     images : ``(N, C, H, W)``, uint8.
     frames : a network's name -> its frames.
+    shown : how many of the images, from the first.
 
     Examples
     --------
@@ -1351,28 +1352,33 @@ def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]]) -> Pi
     last = {name: list({frame.epoch: frame for frame in some}.values()) for name, some in frames.items()}
     columns = max(len(some) for some in last.values())
     side = 10 / columns
-    figure, axes = new_figure(len(last), columns, width=10, height=len(last) * (side * 2 / len(images) + 0.25) + 0.4)
+    figure, axes = new_figure(len(last), columns, width=10, height=len(last) * (side * 2 / shown + 0.25) + 0.1)
     for ax in axes.flat:
         ax.axis("off")
     for row, (name, some) in zip(axes, last.items(), strict=True):
         for ax, frame in zip(row, some, strict=False):
-            draw_rgb(ax, frame_tiles(images, frame))
+            some_maps = frame._replace(maps=frame.maps[:shown], replaced=frame.replaced[:shown])
+            draw_rgb(ax, frame_tiles(images[:shown], some_maps))
             ax.set_title(f"{name}, epoch {frame.epoch}", fontsize=11)
     return figure
 
 
 def seeds_with_intervals(
-    panels: dict[str, dict[str, dict[Any, Sequence[np.ndarray]]]], xlabel: str, ylabels: Sequence[str]
+    panels: dict[str, dict[str, dict[Any, Sequence[np.ndarray]]]],
+    xlabel: str,
+    ylabels: Sequence[str],
+    join: bool = True,
 ) -> Picture:
     """Return, for each panel and each entry of the x axis, one point a seed with the 95 % interval over the images.
 
-    A line joins the means over the seeds. Points of one entry that lie further apart than their bars are long differ
-    by the seed, not by the choice of images.
+    A line joins the means over the seeds; where the entries have no order, a dash marks each. Points of one entry that
+    lie further apart than their bars are long differ by the seed, not by the choice of images.
 
     Parameters
     ----------
     panels : a panel's title -> a series' name -> an entry of the x axis -> one array a seed, ``(N,)``.
     ylabels : what the numbers of each panel are, with the unit or the direction that is good.
+    join : whether the entries have an order that a line may follow.
 
     Examples
     --------
@@ -1389,6 +1395,7 @@ def seeds_with_intervals(
         for number, ((name, entries), style) in enumerate(
             zip(series.items(), series_styles(list(series)), strict=True)
         ):
+            style |= {} if join else {"linestyle": "none", "marker": "_", "markersize": 30, "markeredgewidth": 2}
             (handles[name],) = ax.plot(
                 range(len(entries)), [np.mean([np.nanmean(v) for v in seeds]) for seeds in entries.values()], **style
             )

@@ -393,7 +393,7 @@ class LiveView:
     ([4], True)
     """
 
-    def __init__(self, data: ImageData, fixed: Split, mask_ratio: float = 0.5, budget: float = 0.06) -> None:
+    def __init__(self, data: ImageData, fixed: Split, mask_ratio: float = 0.5, budget: float = 0.04) -> None:
         self.images, self.labels, self.x = fixed.images.numpy(), fixed.labels, data.normalise(fixed.images)
         self.mask_ratio, self.budget = mask_ratio, budget
         self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
