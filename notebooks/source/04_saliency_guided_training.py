@@ -606,13 +606,13 @@ for name, hidden in (("magnitude", by_size), ("sign", by_sign)):
 
 # %%
 rivals = ("plain", GUIDED, SIGNED)
-plots.seeds_with_intervals(only(rivals, results), "mask ratio", directions, join=False)
+plots.seeds_with_intervals(only(rivals, results), "training", directions, join=False)
 
 # %% [markdown]
 # A dash is the mean of the two seeds. Ranked by sign, guidance does something else. The maps are hardly steadier
-# than the plain ones and only a little more focused, and they stay on the object. The network becomes even more sensitive to
-# black pixels than with magnitudes, as the random map says. Yet in the table of leads above, its gradient keeps its
-# distance from random where the one trained with magnitudes loses it.
+# than the plain ones and only a little more focused, and they stay on the object. The network becomes even more
+# sensitive to black pixels than with magnitudes, as the random map says. Yet in the table of leads above, its gradient
+# keeps its distance from random where the one trained with magnitudes loses it.
 #
 # So "saliency-guided training" names two methods. Which one is better depends on the measure. Papers that do not say
 # which they ran cannot be compared. Our default is magnitude, as in the paper's prose.
