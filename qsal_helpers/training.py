@@ -233,8 +233,8 @@ def fit(
             model.to(home).eval()
     if step >= 200 and best_accuracy < 1.5 / data.num_classes:
         warnings.warn(
-            f"after {step} steps the validation accuracy is {best_accuracy:.1%}, about what guessing gives: the network "
-            "has learned nothing. Try a lower learning rate, or more bits",
+            f"after {step} steps the validation accuracy is {best_accuracy:.1%}, about what guessing gives: "
+            "the network has learned nothing. Try a lower learning rate, or more bits",
             stacklevel=2,
         )
     return history
