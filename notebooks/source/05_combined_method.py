@@ -703,4 +703,4 @@ pd.concat([pd.DataFrame(rows).T.astype(float).round(3), beside])
 # %% [markdown]
 # ## Next
 #
-# [06 A fair study](06_fair_study.ipynb): the same questions with seeds and intervals.
+# [06 The trade-off](06_trade_off.ipynb): the same questions with seeds and intervals, and an answer.
