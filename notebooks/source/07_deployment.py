@@ -20,7 +20,7 @@
 # Lessons [01](01_quantization.ipynb) and [02](02_pact.ipynb): grids, fake quantization, SAWB, PACT. The section on
 # pixels builds on [03](03_saliency_maps.ipynb).
 #
-# About 75 minutes: 40 to read and play, 32 for the exercises, and 3 of computing.
+# About 85 minutes: 40 to read and play, 42 for the exercises, and 3 of computing.
 
 # %% [markdown]
 # ## Set-up
@@ -137,7 +137,7 @@ one = int(two.bn2.weight.argmax())
 row, column = np.unravel_index(values["conv2"][0, one].argmax(), values["conv2"].shape[2:])
 padded = np.pad(values["pool1"][0].astype(int), ((0, 0), (1, 1), (1, 1)))
 window = padded[:, row : row + 3, column : column + 3]
-channel = (window > 0).sum((1, 2)).argmax()
+channel = window.std((1, 2)).argmax()
 plots.plot_products(window[channel], filters[one, channel])
 
 # %% [markdown]
@@ -223,7 +223,7 @@ plots.plot_widths(needed)
 # %% [markdown]
 # The three layers in the middle of w2a2 need about half of what they need in w8a8, and would be safe with 16 bits. The
 # first and the last layer have 8 bits in both networks. `to_integer` takes 32 bits wherever the worst case fits, and
-# so does about every chip.
+# so do most chips.
 #
 # What does an overflow do? We narrow one layer's accumulator to 16 bits, let it overflow, and count.
 
@@ -482,7 +482,8 @@ with torch.no_grad():
 #   step away, so that both compute with the same bias.
 #
 # Do torch, the integers and the files agree, on all test images? The first number counts images of the same class. The
-# second is the largest difference of any logit, in steps of the last accumulator, which are the integer logits' unit.
+# second counts images for which all ten logits agree within one unit: one step of the last accumulator, in which the
+# integer logits are counted.
 
 
 # %%
@@ -509,8 +510,9 @@ def agreement(precision):
         "ONNX int8": (file_logits(files["int8"]), wanted),
         "ONNX int8, aligned": (file_logits(files["aligned"]), torch_logits(aligned)),
     }
-    same = {name: int((a.argmax(1) == b.argmax(1)).sum()) for name, (a, b) in pairs.items()}
-    return {name: f"{same[name]}, {abs(a - b).max() / unit:.1f}" for name, (a, b) in pairs.items()}
+    same = {name: (a.argmax(1) == b.argmax(1)).sum() for name, (a, b) in pairs.items()}
+    close = {name: (abs(a - b).max(1) <= unit).sum() for name, (a, b) in pairs.items()}
+    return {name: f"{same[name]}, {close[name]}" for name in pairs}
 
 
 pd.DataFrame({precision: agreement(precision) for precision in ("w8a8", "w4a4", "w2a2")}).T
@@ -520,11 +522,10 @@ moved = torch_logits(export.align_biases(two, data)).argmax(1) != torch_logits(t
 print(f"of {len(data.test)} images, {moved.sum()} get another class from w2a2 by aligning its biases")
 
 # %% [markdown]
-# A difference below 1 is less than the unit in which the integers count: the two differ by the rounding of the logits
-# alone. A large one means that for some image an activation lay so close to the border between two levels that the
-# rounding of floats sent it to the other side. One level of the last activation moves a logit by its code, up to 127
-# units; an earlier one moves more. The more levels, the more borders there are, so look at w8a8. Count the classes to
-# see whether it matters.
+# Where both numbers are complete, the two compute the same. Where the second is not, some activation of those images
+# lay so close to the border between two levels that the rounding of floats sent it to the other side, and one level
+# more or less is many units of a logit. More levels mean more borders: compare w8a8 with w2a2. The first number says
+# whether it matters.
 #
 # And compare like with like: an aligned file holds other biases than the network it came from, and belongs with the
 # aligned one.
@@ -744,9 +745,10 @@ plots.distributions(kinship, ["rank correlation of the two maps", "share of the 
 pd.DataFrame({label: {name: np.median(v) for name, v in rows.items()} for label, rows in kinship.items()}).round(3)
 
 # %% [markdown]
-# The numbers are medians over the images. Deployment itself costs nothing here: what separates a 2-bit network from
-# fp32 was there after training. Compare the rows of w4a4 and w2a2 with the twin's before you call the rest an effect
-# of the bits, and remember that this is one training of each kind.
+# The numbers are medians over the images. Deployment itself moves next to nothing here: what separates a 2-bit network
+# from fp32 was there after training. Compare the rows of w4a4 and w2a2 with the twin's before you call the rest an
+# effect of the bits. As in lesson 03 the twin is at a disadvantage, because w4a4 and w2a2 share fp32's first weights.
+# And this is one training of each kind.
 
 # %% [markdown]
 # ## Choose a file
@@ -778,8 +780,9 @@ plots.plot_deployed(
 widgets.deployment_panel(some_images.numpy(), some_labels.tolist(), data.class_names, probabilities, file_maps, words)
 
 # %% [markdown]
-# **What to notice.** At the same bits, the storage moves bytes and milliseconds and leaves prediction and map alone.
-# The bits move the map. A map in this panel is scaled to its own largest values: compare shapes.
+# **What to notice.** At the same bits, the storage moves bytes and milliseconds and leaves prediction and map as they
+# are, or nearly. With fewer bits the map moves. A map in this panel is scaled to its own largest values: compare
+# shapes.
 
 # %% [markdown]
 # ## Exercises
