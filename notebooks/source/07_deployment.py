@@ -704,7 +704,7 @@ def answers_of(model, images):
 
 # %%
 with torch.no_grad():
-    some = data.test[: 3 * IMAGES]
+    some = data.test[: 20 * IMAGES]
     votes = torch.stack([models[name](data.normalise(some.images)).argmax(1) for name in plan])
 chosen = some[((votes == some.labels).all(0)).nonzero().flatten()[:IMAGES]]
 images, target = chosen.images, chosen.labels
@@ -759,7 +759,7 @@ pd.DataFrame({label: {name: np.median(v) for name, v in rows.items()} for label,
 # moves the time, and which the bytes? Does the best choice change if the file must be small, or fast?
 
 # %%
-few, some_images, some_labels = min(8, len(images)), images[:8], target[:8]
+some_images, some_labels = images[:8], target[:8]
 keys = {(32, "float32"): "fp32"} | {(b, s): f"{b} bits, {s}" for b in (8, 4, 2) for s in ("int8", "packed")}
 sessions = {file: export.onnx_session(path) for file, path in files["cnn"].items()}
 run = lambda file: lambda x: sessions[file].run(None, {"image": x})[0]
