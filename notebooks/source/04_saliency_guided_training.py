@@ -494,8 +494,9 @@ for name in list(plan)[1:]:
 # What holds as well: the share on the object does *not* rise. It falls. A map can become tidier without moving to
 # where we would like to see it.
 #
-# Accuracy has a price, and it is small. Compare each change with its ±, the 95 % interval over the test images; it
-# knows nothing of other seeds. Telling a loss of half a point from none takes more images and seeds than a lesson has.
+# And accuracy? Compare each change with its ±, the 95 % interval over the test images. The interval knows nothing of
+# other seeds, and the figure shows how far apart two seeds are. Most changes point downwards. Telling a loss of half a
+# point from none takes more images and more seeds than a lesson has.
 #
 # ## Where it does not help
 #
@@ -537,14 +538,15 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 # Below 0 is good for deletion, above 0 for insertion. One row at a time: do both guided networks lie on the same
 # side of both plain ones? Only then is it more than the seed.
 #
-# With **black**, guidance brings the gradient *closer* to random, in deletion and in insertion. With **blur**, deletion
-# moves the other way: from each plain network to the guided one with the same start it gets better, though the two
-# starts differ about as much. The fills contradict each other, on the same maps.
+# With **black**, the gradient of this run's guided networks leads random by less than the plain one's. We tried a third
+# seed: there its lead in insertion grew. With **blur**, deletion improves from each plain network to the guided one
+# with the same start, by about as much as the two starts differ. So no verdict: by these measures the guided
+# gradient is neither more nor less faithful in a way that stands out from the seeds.
 #
-# Why? We taught the network that noise means "absent". Nobody taught it that for black. In FashionMNIST black says:
-# *here the object ends*. So deletion to black does not take information away, it puts false information in, and the
-# table of exercise 5 shows that the guided network minds it more than the plain one. A measure has a fill, and
-# training has one, and the two are not independent.
+# Why does the network mind black more than before? We taught it that noise means "absent". Nobody taught it that for
+# black. In FashionMNIST black says: *here the object ends*. So painting a pixel black does not take information away,
+# it puts false information in, and the table of exercise 5 shows that the guided network minds it more than the
+# plain one. A measure has a fill, and training has one, and the two are not independent.
 #
 # Where does the saliency go, if not to the object? We sort the pixels: the object's border, its inside, and the
 # background. A pixel of the object is border if one of its eight neighbours is background.
@@ -610,9 +612,9 @@ plots.seeds_with_intervals(only(rivals, results), "training", directions, join=F
 
 # %% [markdown]
 # A dash is the mean of the two seeds. Ranked by sign, guidance does something else. The maps are hardly steadier
-# than the plain ones and only a little more focused, and they stay on the object. The network becomes even more
-# sensitive to black pixels than with magnitudes, as the random map says. Yet in the table of leads above, its gradient
-# keeps its distance from random where the one trained with magnitudes loses it.
+# than the plain ones, less focused than with magnitudes, and they stay on the object. The network becomes even more
+# sensitive to black pixels, as the random map says. In the table of leads above, its gradient is at least as far from
+# random as the plain one's.
 #
 # So "saliency-guided training" names two methods. Which one is better depends on the measure. Papers that do not say
 # which they ran cannot be compared. Our default is magnitude, as in the paper's prose.
