@@ -1,9 +1,12 @@
+import dataclasses
+import itertools
 import json
 import os
 import pickle
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -12,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qsal_helpers import PACT, Precision, build_model, describe, fit, load_data, quantize
+from qsal_helpers import PACT, Precision, build_model, describe, evaluate, fit, load_data, quantize
 from qsal_helpers.checkpoints import CheckpointError, load_model, read_notes, save_model
 
 settings.register_profile("qsal", deadline=None, derandomize=True)
@@ -396,3 +399,30 @@ def test_half_leaves_a_model_of_another_type_alone(path):
     model = build_model("lenet5", image_size=16).double()
     save_model(model, path, half=True)
     assert_equal_models(model, load_model(path))
+
+
+# ---------------------------------------------------------------- the networks that come with the course
+
+SHIPPED = Path(__file__).parent.parent / "notebooks" / "results" / "checkpoints"
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.rglob("*.safetensors")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_shipped_network_is_what_its_name_and_its_notes_say(path):
+    model, notes = load_model(path), read_notes(path)
+    precision = getattr(model, "precision", None)
+    assert notes["precision"] == ("fp32" if precision is None else str(precision))
+    assert path.stem == f"{notes['precision'].replace('/', '-')}-{notes['mask_ratio']:g}"
+    assert path.parent.name == notes["data"]
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+    if notes["data"] == "fashion-mnist":
+        data = load_data("fashion-mnist")
+        few = dataclasses.replace(data, test=data.test[:400])
+        error = 4 * (notes["accuracy"] * (1 - notes["accuracy"]) / 400) ** 0.5
+        assert evaluate(model, few) == pytest.approx(notes["accuracy"], abs=error)
+
+
+def test_the_sliders_of_lesson_05_have_a_network_at_every_setting_in_a_few_megabytes():
+    files = list((SHIPPED / "fashion-mnist").glob("*.safetensors"))
+    settings = {(notes["precision"], notes["mask_ratio"]) for notes in map(read_notes, files)}
+    assert settings == set(itertools.product(("fp32", "w4a4", "mixed-4/2", "w2a2"), (0, 0.25, 0.5, 0.75)))
+    assert sum(file.stat().st_size for file in files) < 11.5e6
