@@ -633,10 +633,16 @@ if available_full_sets():
 
 if "fashion-mnist" in available_full_sets():
 
-    def test_fashion_mnist_mini_is_the_start_of_what_a_larger_number_gives():
+    def test_fashion_mnist_mini_s_training_images_are_the_start_of_what_a_larger_number_gives():
         mini, some = load_data("fashion-mnist"), load_data("fashion-mnist", 12000)
         assert torch.equal(some.train[:10000].images, mini.train.images)
-        assert torch.equal(some.test[:2000].images, mini.test.images)
+
+    def test_fashion_mnist_mini_s_test_images_are_every_fifth_of_each_class_of_the_official_test_set():
+        mini, full = load_data("fashion-mnist").test, load_data("fashion-mnist", "full").test
+        for label in range(10):
+            ours = {image.numpy().tobytes() for image in mini.images[mini.labels == label]}
+            fifth = {image.numpy().tobytes() for image in full.images[full.labels == label][::5]}
+            assert ours == fifth
 
 
 if "mnist" in available_full_sets():
