@@ -538,8 +538,8 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 # Below 0 is good for deletion, above 0 for insertion. One row at a time: do both guided networks lie on the same
 # side of both plain ones? Only then is it more than the seed.
 #
-# With **black**, the gradient of this run's guided networks leads random by less than the plain one's. We tried a third
-# seed: there its lead in insertion grew. With **blur**, deletion improves from each plain network to the guided one
+# With **black**, the gradient of the two networks guided with 50 % leads random by less than the plain one's. We tried
+# a third seed: there its lead in insertion grew. With **blur**, deletion improves from each plain network to the guided one
 # with the same start, by about as much as the two starts differ. So no verdict: by these measures the guided
 # gradient is neither more nor less faithful in a way that stands out from the seeds.
 #
@@ -613,8 +613,8 @@ plots.seeds_with_intervals(only(rivals, results), "training", directions, join=F
 # %% [markdown]
 # A dash is the mean of the two seeds. Ranked by sign, guidance does something else. The maps are hardly steadier
 # than the plain ones, less focused than with magnitudes, and they stay on the object. The network becomes even more
-# sensitive to black pixels, as the random map says. In the table of leads above, its gradient is at least as far from
-# random as the plain one's.
+# sensitive to black pixels, as the random map says. In the table of leads above, its gradient is further from random
+# than the plain one's with black, and not with blur.
 #
 # So "saliency-guided training" names two methods. Which one is better depends on the measure. Papers that do not say
 # which they ran cannot be compared. Our default is magnitude, as in the paper's prose.
