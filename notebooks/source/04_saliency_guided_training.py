@@ -539,9 +539,9 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 # side of both plain ones? Only then is it more than the seed.
 #
 # With **black**, the gradient of the two networks guided with 50 % leads random by less than the plain one's. We tried
-# a third seed: there its lead in insertion grew. With **blur**, deletion improves from each plain network to the guided one
-# with the same start, by about as much as the two starts differ. So no verdict: by these measures the guided
-# gradient is neither more nor less faithful in a way that stands out from the seeds.
+# a third seed: there its lead in insertion grew. With **blur**, deletion improves from each plain network to the
+# guided one with the same start, by about as much as the two starts differ. So no verdict: by these measures the
+# guided gradient is neither more nor less faithful in a way that stands out from the seeds.
 #
 # Why does the network mind black more than before? We taught it that noise means "absent". Nobody taught it that for
 # black. In FashionMNIST black says: *here the object ends*. So painting a pixel black does not take information away,
