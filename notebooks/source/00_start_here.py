@@ -193,6 +193,7 @@ def number_of_levels(bits): ...
 
 
 # %%
+# NBVAL_CHECK_OUTPUT
 _ = checks.check_number_of_levels(number_of_levels)
 
 # %% [markdown]
