@@ -308,7 +308,8 @@ def deployment_panel(
         return plot_deployed(images[image], *shown, class_names, int(labels[image]), name, costs[key])
 
     controls = {
-        "bits": choice("bits", list(dict.fromkeys(bits for bits, _ in maps))),
+        # Not at 32 bits to begin with, where the storage makes no difference.
+        "bits": choice("bits", list(dict.fromkeys(bits for bits, _ in maps)), min(bits for bits, _ in maps)),
         "storage": choice("storage", list(dict.fromkeys(storage for bits, storage in maps if bits < 32))),
         "image": slider("image", 0, 0, len(images) - 1),
     }
