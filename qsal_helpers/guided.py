@@ -129,6 +129,12 @@ class SaliencyGuided:
     the cross-entropy's own backward pass also gives the gradient at the input that ranks the pixels, so a step costs
     two plain steps. The procedure as published needs a saliency pass of its own; see `as_published`.
 
+    The defaults: ratio and ranking are measured in lesson 04 (FashionMNIST, 5,000 images, 2 seeds). At a ratio of 0.5
+    the gradient's agreement with itself under noise rises from 0.28 to 0.38 with ranking by magnitude and to 0.29 with
+    signed ranking; accuracy changes by -0.3 and -0.2 points, both within the interval. "loss" and `detach_clean` are
+    there for their cost: a step measured 2.3 plain steps, with "logit" 3.0, as published 3.1. The last three choices
+    follow from what the terms should mean. ``python -m benchmarks.guided_choices`` compares all of them.
+
     Parameters
     ----------
     mask_ratio : fraction of the pixels that is replaced, 0 to 1. At 0 this is plain training, to the bit.
