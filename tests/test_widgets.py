@@ -109,6 +109,7 @@ def test_the_panel_of_files_shows_the_float_file_whatever_the_storage():
     box = widgets.deployment_panel(np.zeros((1, 1, 8, 8), np.uint8), [0], ["a", "b"], halves, maps, costs)
     bits, storage, _ = box.children[0].children
     picture = lambda: bytes(box.children[-1].value)
+    bits.value, storage.value = 32, "int8"
     floats = picture()
     storage.value = "packed"
     assert picture() == floats
