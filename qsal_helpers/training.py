@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+import os
+import pathlib
 import time
 import warnings
 from collections.abc import Callable
@@ -102,6 +105,7 @@ def fit(
     weight_decay: float = 5e-4,
     validation: float = 0.1,
     augment: bool = False,
+    resume: str | os.PathLike | None = None,
 ) -> History:
     """Train `model` in place with SGD (Nesterov momentum 0.9) and a cosine schedule with a short warm-up.
 
@@ -121,6 +125,8 @@ def fit(
         random numbers does not change the training.
     validation : fraction of the training images used for choosing the epoch; 0 keeps the last epoch.
     augment : random crops and flips, for CIFAR-10.
+    resume : a file for a training that may be killed. It is written after every epoch; where it exists already,
+        training goes on from the epoch it holds, to the numbers that an undisturbed run gives. It stays at the end.
 
     Returns
     -------
@@ -129,7 +135,7 @@ def fit(
     Raises
     ------
     TrainingDiverged : the loss is not finite; the sentence names the layer and the epoch.
-    ValueError : arguments out of range.
+    ValueError : arguments out of range, or a `resume` file of another training.
 
     Examples
     --------
@@ -184,8 +190,12 @@ def fit(
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         order = torch.Generator().manual_seed(seed)
+        if resume is not None and os.path.exists(resume):
+            history, best_accuracy, best_state = _restore(resume, model, optimizer, objective, order, device, steps)
+            step = history.epochs * (steps // epochs)
+            bar.update(step)
         try:
-            for epoch in range(1, epochs + 1):
+            for epoch in range(history.epochs + 1, epochs + 1):
                 started = time.perf_counter()
                 model.train()
                 total, seen = torch.zeros((), device=device), 0
@@ -223,6 +233,9 @@ def fit(
                     )
                 if accuracy > best_accuracy or not len(held_out):
                     best_accuracy, best_state, history.best_epoch = accuracy, _state(model), epoch
+                if resume is not None:
+                    best = {"accuracy": best_accuracy, "state": best_state}
+                    _keep(resume, model, optimizer, objective, order, device, steps, history, best)
                 bar.set_description(f"epoch {min(epoch + 1, epochs)}/{epochs}")
                 bar.set_postfix(loss=f"{mean_loss:.3f}", validation=f"{accuracy:.1%}")
         except KeyboardInterrupt:
@@ -289,6 +302,65 @@ def _split(split: Split, validation: float, seed: int, device: torch.device) -> 
     held_out = int(len(split) * validation)
     parts = split[order[held_out:]], split[order[:held_out]]
     return tuple(Split(part.images.to(device), part.labels.to(device)) for part in parts)
+
+
+def _keep(
+    path: str | os.PathLike,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    order: torch.Generator,
+    device: torch.device,
+    steps: int,
+    history: History,
+    best: dict[str, Any],
+) -> None:
+    """Write all that the next epoch depends on, so that a kill at any moment leaves the old file or the new one."""
+    kept = {
+        "steps": steps,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        # What an objective counts, such as the calls of a schedule.
+        "objective": {name: value for name, value in getattr(objective, "__dict__", {}).items() if type(value) is int},
+        "order": order.get_state(),
+        "random": torch.get_rng_state(),
+        "random_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "history": dataclasses.asdict(history),
+        "best": best,
+    }
+    unfinished = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    try:
+        torch.save(kept, unfinished)
+        os.replace(unfinished, path)
+    finally:
+        pathlib.Path(unfinished).unlink(missing_ok=True)
+
+
+def _restore(
+    path: str | os.PathLike,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    order: torch.Generator,
+    device: torch.device,
+    steps: int,
+) -> tuple[History, float, dict[str, Any]]:
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        if kept["steps"] != steps:
+            raise ValueError(f"it was made for {kept['steps']} steps, this training has {steps}")
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        for name, value in kept["objective"].items():
+            setattr(objective, name, value)
+        order.set_state(kept["order"])
+        torch.set_rng_state(kept["random"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(kept["random_gpu"], device)
+        best = {name: value.to(device) for name, value in kept["best"]["state"].items()}
+        return History(**kept["history"]), kept["best"]["accuracy"], best
+    except Exception as error:  # a damaged file can fail in any of these lines, each in its own way
+        raise ValueError(f"{os.fspath(path)} cannot be resumed from: {error}; delete it to start anew") from error
 
 
 def _schedule(step: int, steps: int) -> float:

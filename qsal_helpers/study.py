@@ -1,0 +1,581 @@
+"""The study: many trainings, each with a record that says all about it. `python -m qsal_helpers.study --help`.
+
+A `Run` says what to train. `execute` trains and measures it. `run_all` does so for a list of runs, several at a time,
+and writes one small JSON file a run the moment it ends. `load_records` reads them into a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import platform
+import traceback
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import metrics
+from .checkpoints import load_model, save_model
+from .data import ImageData, load_data
+from .guided import SaliencyGuided
+from .models import build_model
+from .quantization import Precision, describe, quantize
+from .saliency import saliency_map
+from .training import History, Objective, cross_entropy, evaluate, fit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METHODS = ("gradient", "input_x_gradient", "integrated_gradients", "random")
+SHOWN = (
+    "gradient: deletion, black",
+    "gradient: insertion, black",
+    "gradient: deletion, blur",
+    "gradient: insertion, blur",
+    "random: deletion, black",
+    "random: insertion, black",
+    "gradient: gini",
+    "gradient: foreground mass",
+    "gradient: sensitivity",
+)
+SUMMARY = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training of the study is: enough to do it again.
+
+    Attributes
+    ----------
+    data, size : of `load_data`.
+    model : of `build_model`.
+    precision, scheme : of `quantize`; first, last : the bits of the end layers of a quantized model.
+    objective : "plain", "guided" (`SaliencyGuided`) or "published" (`SaliencyGuided.as_published`).
+    mask_ratio, weight, rank_by, fill, ramp_steps : of `SaliencyGuided`; "published" reads only the ratio, "plain" none.
+    epochs, augment, seed : of `fit`. The seed also draws the first weights.
+    explained : how many test images the maps' metrics are taken over, the first ones of the test set.
+
+    Examples
+    --------
+    >>> run = Run("fashion-mnist", precision="w2a2", objective="guided", seed=1)
+    >>> run.id
+    'fashion-mnist-w2a2-guided-s1-5eaa00ac'
+    """
+
+    data: str = "fashion-mnist"
+    size: str | int = "full"
+    model: str = "cnn"
+    precision: str = "fp32"
+    scheme: str = "sawb"
+    first: int = 8
+    last: int = 8
+    objective: str = "plain"
+    mask_ratio: float = 0.5
+    weight: float = 1.0
+    rank_by: str = "magnitude"
+    fill: str = "uniform"
+    ramp_steps: int = 0
+    epochs: int = 8
+    augment: bool = False
+    explained: int = 500
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        """A short name that no other run has. A field added later leaves the ids of earlier runs as they are."""
+        given = {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
+        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.data}-{self.precision.replace('/', '')}-{self.objective}-s{self.seed}-{digest}"
+
+    @property
+    def command(self) -> str:
+        """The command that does this run again."""
+        given = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
+        options = (f"--{name.replace('_', '-')} {value}" for name, value, default in given if value != default)
+        return " ".join(["python -m qsal_helpers.study run --folder build/again", *options])
+
+    def build(self, data: ImageData) -> nn.Module:
+        """Return the untrained model."""
+        torch.manual_seed(self.seed)
+        model = build_model(self.model, in_channels=data.train.images.shape[1], num_classes=data.num_classes)
+        precision = Precision.parse(self.precision)
+        if self.precision == "fp32":
+            return model
+        return quantize(model, dataclasses.replace(precision, first=self.first, last=self.last), self.scheme)
+
+    def build_objective(self) -> Objective:
+        """Return what `fit` minimises."""
+        if self.objective == "plain":
+            return cross_entropy
+        if self.objective == "published":
+            return SaliencyGuided.as_published(self.mask_ratio)
+        if self.objective == "guided":
+            return SaliencyGuided(self.mask_ratio, self.weight, self.rank_by, self.fill, ramp_steps=self.ramp_steps)
+        raise ValueError(f"objective must be plain, guided or published; got {self.objective!r}")
+
+
+# ---------------------------------------------------------------- one run
+
+
+def execute(run: Run, resume: str | os.PathLike | None = None, progress: bool = False) -> tuple[dict, nn.Module]:
+    """Train and measure one run; return its record and the trained model, on the CPU.
+
+    Parameters
+    ----------
+    resume : a file that lets a killed training go on from its last epoch; see `fit`.
+
+    Returns
+    -------
+    record : plain JSON values. ``run`` (the fields), ``id``, ``command``, ``status`` ("done"), ``machine``,
+        ``seconds`` of training, ``accuracy`` on the test images and of the explained ones, ``confidence``,
+        ``parameters``, ``packed_bytes``, ``bit_operations``, ``history``, ``alphas``, and ``metrics``: name ->
+        mean, standard deviation and quantiles over the explained images.
+
+    Examples
+    --------
+    >>> record, model = execute(Run("fashion-mnist", size=500, model="lenet5", epochs=1, explained=4))
+    >>> record["status"], sorted(record["metrics"])[0]
+    ('done', 'gradient: deletion, black')
+    """
+    data = load_data(run.data, run.size)
+    model = run.build(data)
+    history = fit(
+        model,
+        data,
+        run.build_objective(),
+        epochs=run.epochs,
+        seed=run.seed,
+        augment=run.augment,
+        resume=resume,
+        progress=progress,
+    )
+    if history.interrupted:
+        raise KeyboardInterrupt
+    rows = describe(model)
+    record = {
+        "run": dataclasses.asdict(run),
+        "id": run.id,
+        "command": run.command,
+        "status": "done",
+        "machine": machine(),
+        "seconds": round(sum(history.seconds), 1),
+        "accuracy": evaluate(model, data),
+        "parameters": sum(row["parameters"] for row in rows),
+        "packed_bytes": sum(row["packed_bytes"] for row in rows),
+        "bit_operations": sum(row["bit_operations"] for row in rows),
+        "history": {
+            "loss": [round(loss, 5) for loss in history.loss],
+            "validation_accuracy": [round(accuracy, 5) for accuracy in history.validation_accuracy],
+            "best_epoch": history.best_epoch,
+        },
+        "alphas": _last_alphas(history),
+        **measure(model, data, run.explained),
+    }
+    return record, model
+
+
+def measure(model: nn.Module, data: ImageData, explained: int = 500) -> dict[str, Any]:
+    """Return how sure `model` is of the first `explained` test images, and how good the maps of its predictions are.
+
+    Deletion and insertion are taken with two fills, because a network trained on masked images may have learned to
+    bear one kind of filling: black (the value 0 of the raw image) and a blur. The metrics of the random map stand
+    beside the others.
+
+    Returns
+    -------
+    ``confidence``: mean probability of the predicted class. ``metrics``: "method: metric" -> summary over the images.
+    The object's pixels are known only where the background is black: MNIST and FashionMNIST.
+    """
+    images = data.test.images[:explained]
+    x = data.normalise(images)
+    with torch.inference_mode():
+        probabilities = torch.cat([model(part).softmax(1) for part in x.split(250)])
+    target = probabilities.argmax(1)
+    black = data.normalise(torch.zeros_like(images[:1]))[0, :, 0, 0].tolist()
+    found: dict[str, Tensor] = {}
+    for method in METHODS:
+        with warnings.catch_warnings():
+            # Known, and measured in lesson 03: completeness does not hold on quantized networks.
+            warnings.filterwarnings("ignore", message="integrated gradients do not add up")
+            maps = saliency_map(model, x, target, method)
+        for name, fill in (("black", black), ("blur", "blur")):
+            found[f"{method}: deletion, {name}"] = metrics.deletion_auc(model, x, maps, target, fill=fill)
+            found[f"{method}: insertion, {name}"] = metrics.insertion_auc(model, x, maps, target, fill=fill)
+        found[f"{method}: gini"] = metrics.gini(maps)
+        found[f"{method}: entropy"] = metrics.entropy(maps)
+        if data.name in ("mnist", "fashion-mnist"):
+            mask = metrics.object_mask(images)
+            found[f"{method}: foreground mass"] = metrics.foreground_mass(maps, mask)
+            found[f"{method}: pointing game"] = metrics.pointing_game(maps, mask)
+    signed = saliency_map(model, x, target, absolute=False)
+    found["gradient: infidelity, normalized"] = metrics.infidelity(model, x, signed, target, normalize=True)
+    found["gradient: sensitivity"] = metrics.sensitivity_max(model, x, target)
+    found["gradient: randomisation"] = metrics.randomisation_check(model, x, target)
+    return {
+        "confidence": probabilities.amax(1).mean().item(),
+        "metrics": {name: summary(values) for name, values in found.items()},
+    }
+
+
+def summary(values: Tensor) -> dict[str, float]:
+    """Return mean, standard deviation and quantiles of one number an image, and of how many; NaNs are left out.
+
+    Examples
+    --------
+    >>> summary(torch.tensor([1.0, 2.0, 3.0, float("nan")]))["mean"]
+    2.0
+    """
+    good = values[values.isfinite()].double()
+    quantiles = good.quantile(torch.tensor(list(SUMMARY.values()), dtype=good.dtype)) if len(good) else []
+    numbers = {"mean": good.mean(), "sd": good.std(correction=0), **dict(zip(SUMMARY, quantiles, strict=False))}
+    return {name: round(float(value), 5) for name, value in numbers.items() if len(good)} | {"images": len(good)}
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures of a record may depend on: versions, processor, threads, device."""
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **{name: version(name) for name in ("torch", "captum", "numpy", "qsal-helpers")},
+    }
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")
+
+
+def _last_alphas(history: History) -> dict[str, float]:
+    return {name: round(values[history.best_epoch - 1], 5) for name, values in history.alphas.items()}
+
+
+# ---------------------------------------------------------------- many runs
+
+
+def run_all(
+    runs: Iterable[Run],
+    folder: str | os.PathLike,
+    workers: int | None = None,
+    client: Any = None,
+    progress: bool = True,
+) -> list[dict]:
+    """Execute the runs that have no record in `folder` yet; return the records of all of them, in order.
+
+    A record is written the moment its run ends, whole or not at all, with the trained model beside it. Kill this at
+    any moment and call it again: only unfinished runs are done, each from its last finished epoch. A run that fails
+    is recorded as failed, with the reason; delete that record to try again.
+
+    Parameters
+    ----------
+    folder : made if it is not there. Holds ``<id>.json`` and ``<id>.safetensors`` a run.
+    workers : how many runs go on at a time, each in a process with its share of the cores. By default one a core, which
+        wastes the fewest cycles on small networks; on a GPU four.
+    client : a ``dask.distributed.Client``: then the runs are executed by its workers, and the records are written here.
+        A run whose worker dies goes to another one.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> run = Run("mnist", size="mini", model="lenet5", epochs=1, explained=4)
+    >>> [record] = run_all([run], tempfile.mkdtemp(), client=None, workers=1, progress=False)
+    >>> record["status"]
+    'done'
+    """
+    runs, folder = list(dict.fromkeys(runs)), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [run for run in runs if not _record_path(folder, run).exists()]
+    workers = workers or (4 if torch.cuda.is_available() else _cores())
+    finished = _on_a_cluster(missing, folder, client) if client else _in_processes(missing, folder, workers)
+    for run in tqdm(finished, total=len(missing), disable=not progress, unit="run", smoothing=0):
+        if progress:
+            tqdm.write(_one_line(read_record(folder, run)))
+    return [read_record(folder, run) for run in runs]
+
+
+def _in_processes(runs: list[Run], folder: Path, workers: int) -> Iterable[Run]:
+    """Yield each run when its record is there. A process a run: one that dies takes nothing else with it."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, _cores() // workers)
+    waiting, running = list(runs), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                run = waiting.pop(0)
+                process = context.Process(target=_work, args=(run, folder, threads))
+                process.start()
+                running[process.sentinel] = run, process
+            for sentinel in multiprocessing.connection.wait(running):
+                run, process = running.pop(sentinel)
+                process.join()
+                if not _record_path(folder, run).exists():
+                    reason = f"the process ended with exit code {process.exitcode} before it could write a record"
+                    _write_record(folder, run, _failed(run, reason))
+                yield run
+    finally:
+        for _, process in running.values():
+            process.terminate()
+            process.join()
+
+
+def _work(run: Run, folder: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    unfinished = folder / f"{run.id}.unfinished"
+    try:
+        record, model = execute(run, resume=unfinished)
+        save_model(model, folder / f"{run.id}.safetensors", half=True)
+    except Exception as error:
+        record = _failed(run, f"{type(error).__name__}: {error}", traceback.format_exc())
+    _write_record(folder, run, record)
+    unfinished.unlink(missing_ok=True)
+
+
+def _on_a_cluster(runs: list[Run], folder: Path, client: Any) -> Iterable[Run]:
+    from dask.distributed import as_completed
+
+    futures = {client.submit(execute, run, key=run.id, pure=False, retries=0): run for run in runs}
+    for future in as_completed(futures):
+        run = futures[future]
+        if future.status == "finished":
+            record, model = future.result()
+            save_model(model, folder / f"{run.id}.safetensors", half=True)
+        else:
+            error = future.exception()
+            record = _failed(run, f"{type(error).__name__}: {error}")
+        _write_record(folder, run, record)
+        future.release()
+        yield run
+
+
+def _failed(run: Run, reason: str, details: str = "") -> dict:
+    fields = {"run": dataclasses.asdict(run), "id": run.id, "command": run.command, "machine": machine()}
+    return fields | {"status": "failed", "reason": reason, "details": details}
+
+
+def _record_path(folder: Path, run: Run) -> Path:
+    return folder / f"{run.id}.json"
+
+
+def _write_record(folder: Path, run: Run, record: dict) -> None:
+    path = _record_path(folder, run)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    with open(unfinished, "w", encoding="utf-8") as file:
+        json.dump(record, file, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---------------------------------------------------------------- the records
+
+
+class RecordError(ValueError):
+    """A file is no record of this study; the sentence says why."""
+
+
+def read_record(folder: str | os.PathLike, run: Run | str) -> dict:
+    """Return one record; `run` is the run or its id. Raises `RecordError` if the file is damaged or was edited."""
+    path = Path(folder) / f"{run.id if isinstance(run, Run) else run}.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        expected = Run(**record["run"]).id
+        status = record["status"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path} is no record of the study ({error}); delete it to do its run again") from None
+    if not (record.get("id") == expected == path.stem) or status not in ("done", "failed"):
+        raise RecordError(
+            f"{path} was edited or renamed: its run is {expected!r}; delete it, and its run is done again"
+        )
+    return record
+
+
+def load_records(folder: str | os.PathLike) -> pd.DataFrame:
+    """Return the finished runs as a table: a row a run; its fields, figures and the mean of each metric as columns.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> _ = run_all([Run("mnist", size=500, model="lenet5", epochs=1, explained=4)], folder, workers=1, progress=False)
+    >>> float(load_records(folder)["gradient: gini"][0]) > 0
+    True
+    """
+    import pandas as pd
+
+    rows = []
+    for path in sorted(Path(folder).glob("*.json")):
+        record = read_record(folder, path.stem)
+        if record["status"] == "done":
+            figures = {k: v for k, v in record.items() if isinstance(v, (int, float, str))}
+            means = {name: value.get("mean") for name, value in record["metrics"].items()}
+            rows.append(figures | record["run"] | means)
+    return pd.DataFrame(rows)
+
+
+def _one_line(record: dict) -> str:
+    if record["status"] == "failed":
+        return f"{record['id']}: failed: {record['reason']}"
+    return f"{record['id']}: accuracy {record['accuracy']:.2%}, {record['seconds']:.0f} s of training"
+
+
+# ---------------------------------------------------------------- the study's own runs
+
+PRECISIONS = ("fp32", "w4a4", "mixed-4/2", "w2a2")
+
+
+def plan() -> dict[str, list[Run]]:
+    """Return the study's runs, by the question they answer. What is most needed comes first.
+
+    Examples
+    --------
+    >>> len(plan()["fashion-mnist"])
+    60
+    """
+    cells = list(itertools.product(PRECISIONS, ("plain", "guided", "published")))
+    low = list(itertools.product(("w4a4", "w2a2"), range(3)))
+    some = lambda **fields: [Run(precision=precision, seed=seed, **fields) for precision, seed in low]
+    return {
+        **{
+            name: [Run(name, precision=p, objective=o, seed=seed) for seed in range(5) for p, o in cells]
+            for name in ("fashion-mnist", "mnist")
+        },
+        "cifar10": [
+            Run("cifar10", model="resnet20", precision=p, objective=o, augment=True, explained=200, epochs=10)
+            for o in ("plain", "guided")
+            for p in PRECISIONS
+        ],
+        "ratios": [run for ratio in (0.25, 0.75) for run in some(objective="guided", mask_ratio=ratio)],
+        "ranking": some(objective="guided", rank_by="signed"),
+        "ends": [run for bits in (2, 4) for run in some(first=bits, last=bits)],
+        "weights": some(scheme="dorefa"),
+    }
+
+
+def agreement(folder: str | os.PathLike, data: str = "fashion-mnist", explained: int = 500) -> pd.DataFrame:
+    """Return how far the gradient maps of the trained models beside the records agree with those of plain fp32 ones.
+
+    The floor to hold them against is in the rows whose model is a plain fp32 one itself, of another seed: two networks
+    that differ in nothing but chance.
+
+    Returns
+    -------
+    A row for each pair of a model and a plain fp32 model of another seed, with the ids ``id`` and ``reference`` and
+    the means over the images of ``rank correlation``, ``top-k overlap`` and ``ssim``. The explained class is the
+    reference's prediction.
+    """
+    import pandas as pd
+
+    folder, images = Path(folder), load_data(data, "full")
+    x = images.normalise(images.test.images[:explained])
+    runs = [Run(**read_record(folder, path.stem)["run"]) for path in sorted(folder.glob(f"{data}-*.safetensors"))]
+    references = [run for run in runs if run == Run(data, seed=run.seed, model=run.model, epochs=run.epochs)]
+    rows = []
+    bar = tqdm(total=len(references) * len(runs), unit="pair", leave=False)
+    for reference in references:
+        model = load_model(folder / f"{reference.id}.safetensors")
+        target = model(x).argmax(1)
+        maps = saliency_map(model, x, target)
+        for run in runs:
+            bar.update()
+            if run.seed == reference.seed:
+                continue
+            others = saliency_map(load_model(folder / f"{run.id}.safetensors"), x, target)
+            pairs = {
+                "rank correlation": metrics.rank_correlation(maps, others),
+                "top-k overlap": metrics.top_k_overlap(maps, others),
+                "ssim": metrics.ssim(maps, others),
+            }
+            means = {name: round(float(values.nanmean()), 5) for name, values in pairs.items()}
+            rows.append({"id": run.id, "reference": reference.id} | means)
+    return pd.DataFrame(rows)
+
+
+def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd.DataFrame:
+    """Return the papers' comparison, data and objective by precision: mean ± standard deviation over seeds (number).
+
+    Only runs that differ in nothing else from the plan's main runs are counted.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> records = pd.DataFrame([dataclasses.asdict(Run(seed=s)) | {"accuracy": 0.93 + s / 100} for s in range(2)])
+    >>> table(records).loc[("fashion-mnist", "plain"), "fp32"]
+    '0.935 ± 0.007 (2)'
+    """
+    varied = {"data", "model", "precision", "objective", "seed", "epochs", "augment", "explained"}
+    fixed = {f.name: f.default for f in dataclasses.fields(Run) if f.name not in varied}
+    main = records[(records[list(fixed)] == list(fixed.values())).all(axis=1)]
+    groups = main.groupby(["data", "objective", "precision"], sort=False)[value]
+    cells = groups.agg(lambda v: f"{v.mean():.{digits}f} ± {v.std():.{digits}f} ({len(v)})")
+    columns = [p for p in PRECISIONS if p in set(main.precision)]
+    return cells.unstack("precision").reindex(columns=columns)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """List, execute and tabulate the study's runs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qsal_helpers.study",
+        description="List, execute, resume and tabulate the runs of the study. Without options `run` executes the "
+        "whole plan; a killed command goes on where it was when it is given again.",
+    )
+    parser.add_argument("do", choices=["list", "run", "table", "agree"])
+    parser.add_argument("--folder", type=Path, default=Path("notebooks/results/study"), help="of the records")
+    parser.add_argument("--group", choices=list(plan()), help="only the plan's runs on this question")
+    parser.add_argument("--workers", type=int, help="runs at a time; by default one a core")
+    parser.add_argument("--seeds", type=int, help="only the plan's runs with a seed below this")
+    one = parser.add_argument_group("one run of your own instead of the plan's; see qsal_helpers.study.Run")
+    for field in dataclasses.fields(Run):
+        kind = {bool: lambda text: text == "True", str: str}.get(type(field.default), type(field.default))
+        kind = (lambda text: int(text) if text.isdigit() else text) if field.name == "size" else kind
+        one.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"default {field.default}")
+    given = parser.parse_args(arguments)
+    fields = {f.name: v for f in dataclasses.fields(Run) if (v := getattr(given, f.name)) is not None}
+    if fields:
+        runs = [Run(**fields)]
+    else:
+        groups = [plan()[given.group]] if given.group else plan().values()
+        runs = [run for group in groups for run in group if given.seeds is None or run.seed < given.seeds]
+    if given.do == "list":
+        for run in runs:
+            path = _record_path(given.folder, run)
+            print(_one_line(read_record(given.folder, run)) if path.exists() else f"{run.id}: to do")
+    elif given.do == "run":
+        run_all(runs, given.folder, given.workers)
+        for run in runs if fields else []:
+            print(_one_line(read_record(given.folder, run)))
+    elif given.do == "agree":
+        found = agreement(given.folder, given.data or "fashion-mnist")
+        found.to_csv(given.folder / f"agreement-{given.data or 'fashion-mnist'}.csv", index=False)
+    else:
+        records = load_records(given.folder)
+        for value in ("accuracy", *SHOWN):
+            print(f"{value}: mean ± standard deviation over seeds (how many)", table(records, value), "", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
