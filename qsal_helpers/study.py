@@ -239,9 +239,11 @@ def summary(values: Tensor) -> dict[str, float]:
     2.0
     """
     good = values[values.isfinite()].double()
-    quantiles = good.quantile(torch.tensor(list(SUMMARY.values()), dtype=good.dtype)) if len(good) else []
-    numbers = {"mean": good.mean(), "sd": good.std(correction=0), **dict(zip(SUMMARY, quantiles, strict=False))}
-    return {name: round(float(value), 5) for name, value in numbers.items() if len(good)} | {"images": len(good)}
+    if not len(good):
+        return {"images": 0}
+    quantiles = good.quantile(torch.tensor(list(SUMMARY.values()), dtype=good.dtype, device=good.device))
+    numbers = {"mean": good.mean(), "sd": good.std(correction=0)} | dict(zip(SUMMARY, quantiles, strict=True))
+    return {name: round(float(value), 5) for name, value in numbers.items()} | {"images": len(good)}
 
 
 def machine() -> dict[str, Any]:

@@ -37,11 +37,11 @@ def conda_packages():
 
 def test_every_package_we_ask_for_has_one_exact_version():
     exact = constraints()
-    assert {requirement.name for requirement in requirements("lab", "dev")} <= set(exact)
+    assert {requirement.name for requirement in requirements("lab", "dev", "cluster")} <= set(exact)
     assert all(Version(version) for version in exact.values())
 
 
-@pytest.mark.parametrize("requirement", requirements("lab", "dev"), ids=str)
+@pytest.mark.parametrize("requirement", requirements("lab", "dev", "cluster"), ids=str)
 def test_the_exact_version_lies_in_the_range_of_pyproject(requirement):
     assert constraints()[requirement.name] in requirement.specifier
 

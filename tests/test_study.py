@@ -1,0 +1,256 @@
+"""Runs, their records, and what survives when something dies."""
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from qsal_helpers import study
+from qsal_helpers.guided import SaliencyGuided
+from qsal_helpers.study import RecordError, Run, execute, load_records, plan, read_record, run_all, summary, table
+from qsal_helpers.training import cross_entropy
+
+TINY = Run("mnist", size=500, model="lenet5", epochs=1, explained=4)
+LONGER = dataclasses.replace(TINY, precision="w2a2", objective="guided", epochs=6, ramp_steps=10)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Records of two runs, one of which must fail, made by processes."""
+    folder = tmp_path_factory.mktemp("records")
+    runs = [dataclasses.replace(TINY, model="no such model"), TINY]
+    return folder, runs, run_all(runs, folder, workers=2, progress=False)
+
+
+def figures(record):
+    return {key: record[key] for key in ("accuracy", "history", "alphas", "metrics", "confidence")}
+
+
+# ---------------------------------------------------------------- a run
+
+
+def test_no_two_runs_of_the_plan_share_an_id():
+    runs = {run for group in plan().values() for run in group}
+    assert len({run.id for run in runs}) == len(runs) > 150
+
+
+def test_a_field_added_later_leaves_the_ids_of_earlier_runs_as_they_are():
+    fields = [(f.name, f.type, f) for f in dataclasses.fields(Run)]
+    Later = dataclasses.make_dataclass("Later", [*fields, ("added", int, 3)], bases=(Run,), frozen=True)
+    for run in plan()["ratios"]:
+        assert Later(**dataclasses.asdict(run)).id == run.id
+        assert Later(**dataclasses.asdict(run), added=4).id != run.id
+
+
+@pytest.mark.parametrize("run", [TINY, LONGER, plan()["cifar10"][-1], plan()["ends"][0]], ids=lambda run: run.id)
+def test_the_command_of_a_run_asks_for_that_run(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(study, "run_all", lambda runs, folder, workers: asked.extend(runs))
+    monkeypatch.setattr(study, "read_record", lambda folder, run: {"status": "failed", "id": "", "reason": ""})
+    study.main(shlex.split(run.command)[3:])
+    assert asked == [run]
+
+
+def test_the_objective_of_a_run_is_what_its_fields_say():
+    assert TINY.build_objective() is cross_entropy
+    published = dataclasses.replace(TINY, objective="published", mask_ratio=0.3)
+    assert published.build_objective() == SaliencyGuided.as_published(0.3)
+    assert LONGER.build_objective() == SaliencyGuided(ramp_steps=10)
+    with pytest.raises(ValueError, match="plain, guided or published"):
+        dataclasses.replace(TINY, objective="magic").build_objective()
+
+
+def test_the_bits_of_the_end_layers_are_those_of_the_run(digits):
+    model = Run(precision="w4a4", first=2, last=3).build(digits)
+    bits = [m.weight_bits for m in model.modules() if hasattr(m, "weight_bits")]
+    assert (bits[0], bits[-1], set(bits[1:-1])) == (2, 3, {4})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return study.load_data("mnist", 500)
+
+
+# ---------------------------------------------------------------- the records
+
+
+def test_a_failing_run_is_recorded_with_its_reason_and_does_not_stop_the_others(done):
+    _, (bad, good), records = done
+    assert [record["status"] for record in records] == ["failed", "done"]
+    assert "no such model" in records[0]["reason"]
+    assert [record["id"] for record in records] == [bad.id, good.id]
+
+
+def test_a_record_says_what_its_model_does(done, digits):
+    folder, (_, good), (_, record) = done
+    model = study.load_model(folder / f"{good.id}.safetensors")
+    # The file holds the weights in 16 bits, so an image on the edge may change sides.
+    assert abs(study.evaluate(model, digits) - record["accuracy"]) < 0.01
+    assert record["metrics"]["gradient: gini"]["images"] == good.explained
+    assert record["packed_bytes"] == 4 * record["parameters"]
+    assert Run(**record["run"]) == good
+
+
+def test_the_same_run_gives_the_same_record_except_for_seconds(done):
+    _, (_, good), (_, record) = done
+    torch.set_num_threads(record["machine"]["threads"])
+    again, _ = execute(good)
+    assert figures(again) == figures(record)
+
+
+def test_what_has_a_record_is_not_done_again(done, monkeypatch):
+    folder, runs, records = done
+    monkeypatch.setattr(study, "_in_processes", lambda missing, *_: iter(missing))
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert run_all(runs, folder, progress=False) == records
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_nothing_but_records_and_models_is_left_in_the_folder(done):
+    folder, (_, good), _ = done
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
+    assert list(folder.glob("*.safetensors")) == [folder / f"{good.id}.safetensors"]
+
+
+def test_the_table_of_records_has_the_finished_runs_only(done):
+    folder, (_, good), (_, record) = done
+    [row] = load_records(folder).to_dict("records")
+    assert (row["id"], row["accuracy"], row["seed"]) == (good.id, record["accuracy"], 0)
+    assert row["random: entropy"] == record["metrics"]["random: entropy"]["mean"]
+
+
+def edited(record, change):
+    return json.dumps({**record, "run": {**record["run"], **change}})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda record: json.dumps(record)[:-20],
+        lambda record: "",
+        lambda record: "[1, 2]",
+        lambda record: json.dumps({"id": record["id"]}),
+        lambda record: edited(record, {"seed": 9}),
+        lambda record: edited(record, {"unknown": 1}),
+        lambda record: json.dumps({**record, "status": "splendid"}),
+    ],
+    ids=["truncated", "empty", "a list", "no run", "another seed", "unknown field", "unknown status"],
+)
+def test_a_damaged_or_edited_record_is_refused_by_name(done, tmp_path, spoil):
+    _, (_, good), (_, record) = done
+    path = tmp_path / f"{good.id}.json"
+    path.write_text(spoil(record))
+    with pytest.raises(RecordError, match=good.id):
+        read_record(tmp_path, good)
+
+
+def test_a_summary_leaves_out_what_is_not_a_number_and_says_how_many_images_are_left():
+    values = torch.cat([torch.arange(101.0), torch.tensor([float("nan"), float("inf")])])
+    found = summary(values)
+    assert found["images"] == 101 and found["mean"] == found["median"] == 50
+    assert (found["q05"], found["q95"]) == (5, 95)
+    assert summary(torch.tensor([float("nan")])) == {"images": 0}
+
+
+def test_only_the_plans_main_runs_enter_the_paper_style_table():
+    runs = [*(Run(seed=s) for s in range(3)), Run(precision="w2a2"), Run(scheme="dorefa"), Run(mask_ratio=0.9)]
+    frame = pd.DataFrame([dataclasses.asdict(run) | {"accuracy": 0.5 + 0.1 * run.seed} for run in runs])
+    found = table(frame)
+    assert found.loc[("fashion-mnist", "plain"), "fp32"] == "0.600 ± 0.100 (3)"
+    assert list(found.columns) == ["fp32", "w2a2"] and len(found) == 1
+
+
+# ---------------------------------------------------------------- what survives
+
+
+def command(folder, run, *more):
+    """Return the command line of a run with one worker, in a folder of its own."""
+    words = shlex.split(run.command)
+    words[0], words[words.index("--folder") + 1] = sys.executable, str(folder)
+    return [*words, "--workers", str(study._cores()), *more]
+
+
+def test_a_run_killed_between_epochs_goes_on_to_the_record_of_an_undisturbed_one(tmp_path):
+    [expected] = run_all([LONGER], tmp_path / "undisturbed", workers=study._cores(), progress=False)
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(folder, LONGER), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    unfinished = folder / f"{LONGER.id}.unfinished"
+    while not unfinished.exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / f"{LONGER.id}.json").exists(), "the run was over before it could be killed"
+    assert 0 < torch.load(unfinished, weights_only=True)["history"]["best_epoch"] < LONGER.epochs
+    [record] = run_all([LONGER], folder, workers=study._cores(), progress=False)
+    assert figures(record) == figures(expected)
+
+
+def test_a_process_that_is_killed_leaves_a_failed_record_and_the_next_run_is_done(tmp_path, monkeypatch):
+    class Dying:
+        """A process that dies at once for the first run."""
+
+        def __init__(self, target, args):
+            run, folder, threads = args
+            self.process = context.Process(target=os._exit, args=(9,)) if run == LONGER else None
+            self.process = self.process or context.Process(target=target, args=args)
+
+        def __getattr__(self, name):
+            return getattr(self.process, name)
+
+    context = study.multiprocessing.get_context("spawn")
+    monkeypatch.setattr(study.multiprocessing, "get_context", lambda kind: type("Context", (), {"Process": Dying}))
+    records = run_all([LONGER, TINY], tmp_path, workers=1, progress=False)
+    assert [record["status"] for record in records] == ["failed", "done"]
+    assert "exit code 9" in records[0]["reason"]
+
+
+def test_a_cluster_gives_the_same_records_although_one_of_its_workers_is_killed(tmp_path):
+    from dask.distributed import Client
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(study.__file__).parents[1])}
+    address = tmp_path / "scheduler.json"
+    quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    dask = [sys.executable, "-m", "dask"]
+    options = ["--scheduler-file", str(address), "--no-dashboard"]
+    started = [subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *options], **quiet)]
+    worker = [*dask, "worker", "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", *options]
+    started += [subprocess.Popen(worker, **quiet) for _ in range(2)]
+    runs = [LONGER, dataclasses.replace(LONGER, seed=1)]
+    try:
+        while not address.exists():
+            time.sleep(0.05)
+        with Client(scheduler_file=str(address), timeout=60) as client:
+            client.wait_for_workers(2, timeout=60)
+            pid_of = {pid: worker for worker, pid in client.run(os.getpid).items()}
+
+            def kill_one():
+                while not any(client.processing().values()):
+                    time.sleep(0.05)
+                victim = next(pid for pid, worker in pid_of.items() if client.processing()[worker])
+                time.sleep(1)
+                os.kill(victim, signal.SIGKILL)
+
+            killer = threading.Thread(target=kill_one)
+            killer.start()
+            records = run_all(runs, tmp_path / "records", client=client, progress=False)
+            killer.join()
+            assert len(client.scheduler_info()["workers"]) == 1
+    finally:
+        for process in reversed(started):
+            process.kill()
+            process.wait()
+    assert [record["status"] for record in records] == ["done", "done"]
+    here, _ = execute(runs[0])
+    assert figures(records[0]) == figures(here)
