@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import metrics
-from .checkpoints import load_model, save_model
+from .checkpoints import _write, load_model, save_model
 from .data import ImageData, load_data
 from .guided import SaliencyGuided
 from .models import build_model
@@ -376,14 +376,7 @@ def _record_path(folder: Path, run: Run) -> Path:
 
 
 def _write_record(folder: Path, run: Run, record: dict) -> None:
-    path = _record_path(folder, run)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        json.dump(record, file, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    _write(_record_path(folder, run), (json.dumps(record, allow_nan=False) + "\n").encode())
 
 
 def _cores() -> int:
@@ -448,7 +441,10 @@ PRECISIONS = ("fp32", "w4a4", "mixed-4/2", "w2a2")
 
 
 def plan() -> dict[str, list[Run]]:
-    """Return the study's runs, by the question they answer. What is most needed comes first.
+    """Return the study's runs, by the question they answer.
+
+    "fashion-mnist-mini" and "mnist-mini" are the small twins of the two big groups, on the data that the package holds:
+    a laptop does them in a night.
 
     Examples
     --------
@@ -460,7 +456,8 @@ def plan() -> dict[str, list[Run]]:
     some = lambda **fields: [Run(precision=precision, seed=seed, **fields) for precision, seed in low]
     return {
         **{
-            name: [Run(name, precision=p, objective=o, seed=seed) for seed in range(5) for p, o in cells]
+            name + suffix: [Run(name, size, precision=p, objective=o, seed=s) for s in range(5) for p, o in cells]
+            for size, suffix in (("mini", "-mini"), ("full", ""))
             for name in ("fashion-mnist", "mnist")
         },
         "cifar10": [
@@ -515,7 +512,7 @@ def agreement(folder: str | os.PathLike, data: str = "fashion-mnist", explained:
 
 
 def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd.DataFrame:
-    """Return the papers' comparison, data and objective by precision: mean ± standard deviation over seeds (number).
+    """Return the papers' comparison: mean ± standard deviation over seeds (how many), a column a precision.
 
     Only runs that differ in nothing else from the plan's main runs are counted.
 
@@ -523,13 +520,13 @@ def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd
     --------
     >>> import pandas as pd
     >>> records = pd.DataFrame([dataclasses.asdict(Run(seed=s)) | {"accuracy": 0.93 + s / 100} for s in range(2)])
-    >>> table(records).loc[("fashion-mnist", "plain"), "fp32"]
+    >>> table(records).loc[("fashion-mnist", "full", "plain"), "fp32"]
     '0.935 ± 0.007 (2)'
     """
-    varied = {"data", "model", "precision", "objective", "seed", "epochs", "augment", "explained"}
+    varied = {"data", "size", "model", "precision", "objective", "seed", "epochs", "augment", "explained"}
     fixed = {f.name: f.default for f in dataclasses.fields(Run) if f.name not in varied}
     main = records[(records[list(fixed)] == list(fixed.values())).all(axis=1)]
-    groups = main.groupby(["data", "objective", "precision"], sort=False)[value]
+    groups = main.groupby(["data", "size", "objective", "precision"], sort=False)[value]
     cells = groups.agg(lambda v: f"{v.mean():.{digits}f} ± {v.std():.{digits}f} ({len(v)})")
     columns = [p for p in PRECISIONS if p in set(main.precision)]
     return cells.unstack("precision").reindex(columns=columns)
