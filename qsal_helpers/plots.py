@@ -1,15 +1,18 @@
 """Every figure of the course: pure functions from data to a `Picture`, a matplotlib figure.
 
-One visual language: a colour means the same thing in every lesson. `style` sets fonts and lines for a projector.
-Figures have a white background of their own, so that they read well in dark and light JupyterLab themes.
+One visual language: one palette, in which a colour keeps its meaning within a lesson, and one style file,
+``qsal.mplstyle``, in which every function marked ``@styled`` draws. Figures have a white background of their own, so
+that they read well in dark and light JupyterLab themes.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
@@ -19,52 +22,80 @@ if TYPE_CHECKING:
     from .training import History
 
 # Okabe and Ito's palette, safe for the common kinds of colour blindness.
+PALETTE = {
+    "black": "#000000",
+    "grey": "#777777",
+    "blue": "#0072B2",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "orange": "#E69F00",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+}
 COLOURS = {
-    "fp32": "#000000",
-    "w4a4": "#0072B2",
-    "mixed-4/2": "#009E73",
-    "w2a2": "#D55E00",
-    "plain": "#0072B2",
-    "guided": "#E69F00",
-    "random": "#999999",
-    "data": "#56B4E9",
-    "accent": "#CC79A7",
+    "fp32": PALETTE["black"],
+    "w4a4": PALETTE["blue"],
+    "mixed-4/2": PALETTE["green"],
+    "w2a2": PALETTE["vermilion"],
+    "plain": PALETTE["blue"],
+    "guided": PALETTE["orange"],
+    "random": PALETTE["grey"],
+    "data": PALETTE["sky"],
+    "accent": PALETTE["purple"],
 }
 MAP_COLOURS = "magma"  # runs from dark to light, so that it survives a grey print
 SIGNED_MAP_COLOURS = "PuOr"
 METHOD_COLOURS = {
-    "gradient": "#0072B2",
-    "input_x_gradient": "#E69F00",
-    "smooth_grad": "#56B4E9",
-    "integrated_gradients": "#009E73",
-    "grad_cam": "#D55E00",
-    "guided_backprop": "#CC79A7",
+    "gradient": PALETTE["blue"],
+    "input_x_gradient": PALETTE["orange"],
+    "smooth_grad": PALETTE["sky"],
+    "integrated_gradients": PALETTE["green"],
+    "grad_cam": PALETTE["vermilion"],
+    "guided_backprop": PALETTE["purple"],
 }
+STYLE_FILE = Path(__file__).with_name("qsal.mplstyle")
+
+
+@functools.cache
+def _read_style() -> dict[str, Any]:
+    return dict(matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False))
 
 
 def style() -> dict[str, Any]:
-    """Return the matplotlib settings that every figure uses.
+    """Return the matplotlib settings that every figure uses: those of ``qsal.mplstyle``.
+
+    For figures of your own: ``with matplotlib.rc_context(style()): ...``
 
     Examples
     --------
     >>> style()["figure.facecolor"]
     'white'
     """
-    return {
-        "figure.facecolor": "white",
-        "savefig.facecolor": "white",
-        "figure.dpi": 100,
-        "font.size": 12,
-        "axes.titlesize": 13,
-        "axes.labelsize": 12,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "lines.linewidth": 2,
-        "legend.frameon": False,
-        "image.interpolation": "nearest",
-    }
+    return dict(_read_style())
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def styled(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function draw in the course's style from its first line to its last, and leave matplotlib as it was.
+
+    Examples
+    --------
+    >>> @styled
+    ... def line_width():
+    ...     return matplotlib.rcParams["lines.linewidth"]
+    >>> line_width()
+    2.0
+    """
+
+    @functools.wraps(draw)
+    def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with matplotlib.rc_context(_read_style()):
+            return draw(*args, **kwargs)
+
+    return wrapper
 
 
 class Picture(Figure):
@@ -82,13 +113,15 @@ class Picture(Figure):
         b'PNG'
         """
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
+        with matplotlib.rc_context(_read_style()):  # ticks are made and written when they are drawn
+            self.savefig(buffer, format="png")
         return buffer.getvalue()
 
     def _repr_png_(self) -> bytes:
         return self.to_png()
 
 
+@styled
 def new_figure(
     rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 3.6, **options: Any
 ) -> tuple[Picture, np.ndarray]:
@@ -105,12 +138,11 @@ def new_figure(
     >>> axes.shape
     (1, 2)
     """
-    with matplotlib.rc_context(style()):
-        figure = Picture(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, axes
+    figure = Picture(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+@styled
 def show_images(images: np.ndarray, titles: Sequence[str] = (), columns: int = 8, title: str = "") -> Picture:
     """Return a grid of images.
 
@@ -156,6 +188,7 @@ def draw_image(ax: Any, image: np.ndarray) -> None:
     ax.grid(False)
 
 
+@styled
 def plot_history(history: History) -> Picture:
     """Return loss, validation accuracy and, for a quantized model, every alpha over the epochs.
 
@@ -248,9 +281,31 @@ def draw_levels(ax: Any, levels: np.ndarray, most: int = 64) -> None:
         ax.vlines(levels, 0, 1, color=COLOURS["w2a2"], linewidth=1, alpha=0.8, transform=heights, label="levels")
 
 
+@styled
+def plot_answer(x: np.ndarray, answer: np.ndarray, wanted: np.ndarray) -> Picture:
+    """Return a student's values over x beside what they should be.
+
+    Parameters
+    ----------
+    x, answer, wanted : ``(N,)``; x is sorted.
+
+    Examples
+    --------
+    >>> x = np.linspace(-1, 1, 99)
+    >>> figure = plot_answer(x, x, x.round())
+    """
+    figure, axes = new_figure(width=6, height=2.8)
+    axes[0, 0].plot(x, wanted, color=COLOURS["data"], linewidth=6, label="should be")
+    axes[0, 0].plot(x, answer, color=COLOURS["w2a2"], label="yours")
+    axes[0, 0].set(title="Your answer", xlabel="x", ylabel="value")
+    axes[0, 0].legend()
+    return figure
+
+
 # ---------------------------------------------------------------- lesson 00
 
 
+@styled
 def plot_explanations(
     image: np.ndarray,
     probabilities: dict[str, np.ndarray],
@@ -283,6 +338,7 @@ def plot_explanations(
     return figure
 
 
+@styled
 def plot_prediction(
     image: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], label: int, title: str
 ) -> Picture:
@@ -303,6 +359,7 @@ def plot_prediction(
 # ---------------------------------------------------------------- lesson 01
 
 
+@styled
 def plot_number_lines(low: float, high: float, bits: Sequence[int] = (2, 3, 4)) -> Picture:
     """Return one number line for each bit width with the levels of its grid from `low` to `high`.
 
@@ -321,6 +378,7 @@ def plot_number_lines(low: float, high: float, bits: Sequence[int] = (2, 3, 4)) 
     return figure
 
 
+@styled
 def plot_rounding(x: np.ndarray, quantized: np.ndarray) -> Picture:
     """Return quantized value against value, and the rounding error against value.
 
@@ -345,6 +403,7 @@ def plot_rounding(x: np.ndarray, quantized: np.ndarray) -> Picture:
     return figure
 
 
+@styled
 def plot_error_density(errors: dict[str, np.ndarray]) -> Picture:
     """Return a histogram of each set of rounding errors beside the uniform density that theory expects.
 
@@ -366,6 +425,7 @@ def plot_error_density(errors: dict[str, np.ndarray]) -> Picture:
     return figure
 
 
+@styled
 def plot_decibels(bits: Sequence[int], measured: dict[str, Sequence[float]]) -> Picture:
     """Return signal-to-noise ratios in dB over the bits, beside the theory for a uniform signal.
 
@@ -388,6 +448,7 @@ def plot_decibels(bits: Sequence[int], measured: dict[str, Sequence[float]]) -> 
     return figure
 
 
+@styled
 def plot_clipping(
     w: np.ndarray, bits: int, clip: float, clips: np.ndarray, rounding: np.ndarray, clipping: np.ndarray
 ) -> Picture:
@@ -447,6 +508,7 @@ def draw_weights(ax: Any, w: np.ndarray, levels: np.ndarray) -> None:
     ax.set(xlabel="weight", ylabel="how many")
 
 
+@styled
 def plot_channels(largest: np.ndarray, errors: dict[str, np.ndarray]) -> Picture:
     """Return the largest weight of each output channel, and each channel's error under one and under many scales.
 
@@ -470,6 +532,7 @@ def plot_channels(largest: np.ndarray, errors: dict[str, np.ndarray]) -> Picture
     return figure
 
 
+@styled
 def plot_accuracy(bits: Sequence[int], accuracies: dict[str, Sequence[float]], reference: float) -> Picture:
     """Return accuracy over the bits, a line for each way to quantize, beside the float network.
 
@@ -496,6 +559,7 @@ def plot_accuracy(bits: Sequence[int], accuracies: dict[str, Sequence[float]], r
     return figure
 
 
+@styled
 def plot_bars(values: dict[str, float], title: str, ylabel: str, reference: float | None = None) -> Picture:
     """Return a bar for each entry, and a dashed line at `reference` if there is one.
 
@@ -519,6 +583,7 @@ def plot_bars(values: dict[str, float], title: str, ylabel: str, reference: floa
     return figure
 
 
+@styled
 def plot_bits(w: np.ndarray, quantized: np.ndarray, bits: int, accuracies: dict[int, float]) -> Picture:
     """Return, for one bit width, a layer's weights with their levels, the errors, and the network's accuracy.
 
@@ -546,6 +611,7 @@ def plot_bits(w: np.ndarray, quantized: np.ndarray, bits: int, accuracies: dict[
     return figure
 
 
+@styled
 def plot_gradients(x: np.ndarray, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Picture:
     """Return functions above their gradients, one column each.
 
@@ -570,6 +636,7 @@ def plot_gradients(x: np.ndarray, curves: dict[str, tuple[np.ndarray, np.ndarray
     return figure
 
 
+@styled
 def plot_paths(paths: dict[str, np.ndarray], levels: np.ndarray, target: float) -> Picture:
     """Return how a latent number and its quantized value move while they are trained towards `target`.
 
@@ -614,9 +681,10 @@ def draw_activations(ax: Any, x: np.ndarray, bits: int, alpha: float) -> None:
     ax.grid(False)
     ax.set(xlabel="activation", ylabel="how many", yscale="log")
     ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    ax.legend(loc="upper right", frameon=True)
+    ax.legend(loc="upper right")
 
 
+@styled
 def plot_grids(x: np.ndarray, bits: int, alphas: dict[str, float]) -> Picture:
     """Return the same activations under several clips, side by side.
 
@@ -636,6 +704,7 @@ def plot_grids(x: np.ndarray, bits: int, alphas: dict[str, float]) -> Picture:
     return figure
 
 
+@styled
 def plot_slopes(alpha: float, nudge: float) -> Picture:
     """Return the clip before and after alpha is nudged, and its two slopes, by x and by alpha.
 
@@ -660,6 +729,7 @@ def plot_slopes(alpha: float, nudge: float) -> Picture:
     return figure
 
 
+@styled
 def plot_pact(
     x: np.ndarray, bits: int, alpha: float, alphas: np.ndarray, rounding: np.ndarray, clipping: np.ndarray
 ) -> Picture:
@@ -692,6 +762,7 @@ def plot_pact(
     return figure
 
 
+@styled
 def plot_points(
     values: dict[str, Sequence[float]], title: str, ylabel: str = "test accuracy (%)", reference: float | None = None
 ) -> Picture:
@@ -711,7 +782,7 @@ def plot_points(
         ax.text(i + 0.25, mean, f"{mean:.1f}", va="center", bbox=box)
     if reference is not None:
         ax.axhline(reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.2, label="float network, mean")
-        ax.legend(loc="best", frameon=True)
+        ax.legend(loc="best")
     ax.margins(y=0.15)
     ax.grid(False, axis="x")
     ax.set(title=f"{title} (points: seeds, bar: mean)", ylabel=ylabel, xlim=(-0.5, len(values) - 0.3))
@@ -719,6 +790,7 @@ def plot_points(
     return figure
 
 
+@styled
 def plot_alphas(paths: dict[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str) -> Picture:
     """Return the paths of alphas while they learn.
 
@@ -740,6 +812,7 @@ def plot_alphas(paths: dict[str, tuple[Sequence[float], Sequence[float]]], title
     return figure
 
 
+@styled
 def plot_weight_grids(grids: dict[str, tuple[np.ndarray, np.ndarray]]) -> Picture:
     """Return histograms of weights with the levels that each weight quantizer puts on them.
 
@@ -783,6 +856,7 @@ def series_styles(names: Sequence[str]) -> list[dict[str, Any]]:
     return styles
 
 
+@styled
 def saliency_grid(
     images: np.ndarray,
     maps: dict[str, np.ndarray],
@@ -854,6 +928,7 @@ def _add_colour_bars(figure: Picture, axes: np.ndarray, pictures: np.ndarray, sh
         add(pictures[0, 0], axes, label, pad=0.01, aspect=30)
 
 
+@styled
 def curves_with_intervals(
     panels: dict[str, dict[str, np.ndarray]], x: np.ndarray, xlabel: str, ylabel: str, log: bool = False
 ) -> Picture:
@@ -878,7 +953,7 @@ def curves_with_intervals(
             ax.set_xscale("log")
     axes[0, 0].set_ylabel(ylabel)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return figure
 
 
@@ -897,6 +972,7 @@ def draw_curves(ax: Any, curves: dict[str, np.ndarray], x: np.ndarray) -> None:
         ax.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
 
 
+@styled
 def distributions(
     panels: dict[str, dict[str, np.ndarray]],
     xlabels: Sequence[str],
@@ -954,6 +1030,7 @@ def _draw_spreads(ax: Any, groups: dict[str, np.ndarray]) -> None:
 # ---------------------------------------------------------------- lesson 03
 
 
+@styled
 def plot_method(image: np.ndarray, saliency: np.ndarray, deletion: dict[str, np.ndarray], title: str) -> Picture:
     """Return an image, its saliency map, and how fast the probability falls when its pixels are deleted.
 
@@ -981,6 +1058,7 @@ def plot_method(image: np.ndarray, saliency: np.ndarray, deletion: dict[str, np.
     return figure
 
 
+@styled
 def plot_completeness(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Picture:
     """Return how a logit changes on the way from black to an image, beside the sum of the gradients on that way.
 
@@ -1023,6 +1101,7 @@ def draw_numbers(ax: Any, numbers: np.ndarray, title: str) -> None:
     ax.grid(False)
 
 
+@styled
 def plot_products(window: np.ndarray, weights: np.ndarray) -> Picture:
     """Return the integers under a filter, the filter's integers and their products, for one input channel.
 
@@ -1043,6 +1122,7 @@ def plot_products(window: np.ndarray, weights: np.ndarray) -> Picture:
     return figure
 
 
+@styled
 def plot_byte(codes: Sequence[int], bits: int) -> Picture:
     """Return the eight bits of a byte with the numbers that are packed into it, the first in the lowest bits.
 
@@ -1074,6 +1154,7 @@ def plot_byte(codes: Sequence[int], bits: int) -> Picture:
     return figure
 
 
+@styled
 def plot_widths(widths: dict[str, dict[str, int]]) -> Picture:
     """Return how many bits the accumulators of each layer need, with lines at the widths that processors have.
 
@@ -1091,18 +1172,22 @@ def plot_widths(widths: dict[str, dict[str, int]]) -> Picture:
         zip(widths.items(), ("random", "w4a4", "guided", "w2a2"), strict=False)
     ):
         places = np.arange(len(layers)) + (i - (len(widths) - 1) / 2) * share
-        bars = ax.bar(places, list(layers.values()), share, color=COLOURS[colour], label=name)
-        ax.bar_label(bars, padding=1, fontsize=10, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5}, zorder=3)
+        ax.bar(places, list(layers.values()), share, color=COLOURS[colour], label=name)
+        for place, bits in zip(places, layers.values(), strict=True):
+            # At the foot, where no line at a width of a processor crosses the number.
+            box = {"facecolor": "white", "linewidth": 0, "pad": 1.5}
+            ax.text(place, 2, str(bits), ha="center", va="center", fontsize=10, bbox=box)
     for width in (8, 16, 32):
         ax.axhline(width, color=COLOURS["fp32"], linestyle="--", linewidth=1.2)
         ax.text(len(layers) - 0.45, width, f"int{width}", va="center", fontsize=12)
     ax.set_xticks(range(len(layers)), list(layers))
     ax.grid(False, axis="x")
     ax.set(title="How wide must an accumulator be?", ylabel="bits, sign included", xlim=(-0.6, len(layers) - 0.5))
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
+@styled
 def plot_file(parts: dict[str, tuple[int, int]], size: int, columns: int = 256) -> Picture:
     """Return a map of a file: a cell a byte, row by row, coloured by what it belongs to.
 
@@ -1135,6 +1220,7 @@ def plot_file(parts: dict[str, tuple[int, int]], size: int, columns: int = 256) 
     return figure
 
 
+@styled
 def plot_costs(panels: dict[str, dict[str, dict[str, float]]], reference: str = "fp32") -> Picture:
     """Return costs of files as multiples of one of them, on logarithmic axes: a row a file, a marker a network.
 
@@ -1161,10 +1247,11 @@ def plot_costs(panels: dict[str, dict[str, dict[str, float]]], reference: str = 
         ax.margins(x=0.12)
     axes[0, 0].set_ylim(len(costs) - 0.5, -0.5)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
 
 
+@styled
 def plot_deployed(
     image: np.ndarray,
     probabilities: np.ndarray,
@@ -1227,6 +1314,7 @@ def coloured_where(images: np.ndarray, replaced: np.ndarray) -> np.ndarray:
     return np.where(np.asarray(replaced)[..., None], matplotlib.colors.to_rgb(COLOURS["accent"]), pixels)
 
 
+@styled
 def plot_masking(
     image: np.ndarray,
     saliency: np.ndarray,
@@ -1303,6 +1391,7 @@ def frame_tiles(images: np.ndarray, frame: Frame) -> np.ndarray:
     return cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)[:-1, :-1]
 
 
+@styled
 def plot_training_now(images: np.ndarray, frames: Sequence[Frame], steps: int) -> Picture:
     """Return the last frame's maps and masks, and the terms of the loss so far: the picture of the live view.
 
@@ -1335,6 +1424,7 @@ def plot_training_now(images: np.ndarray, frames: Sequence[Frame], steps: int) -
     return figure
 
 
+@styled
 def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]], shown: int = 2) -> Picture:
     """Return the last frame of each epoch side by side, one network above the other.
 
@@ -1363,6 +1453,7 @@ def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]], shown
     return figure
 
 
+@styled
 def seeds_with_intervals(
     panels: dict[str, dict[str, dict[Any, Sequence[np.ndarray]]]],
     xlabel: str,
@@ -1409,7 +1500,7 @@ def seeds_with_intervals(
         ax.margins(x=0.08, y=0.15)
     if len(handles) > 1:
         labels = [name.replace("_", " ") for name in handles]
-        figure.legend(handles.values(), labels, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles.values(), labels, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -1437,6 +1528,7 @@ def pareto_front(scores: np.ndarray) -> np.ndarray:
     return ~((others >= own).all(-1) & (others > own).any(-1)).any(0)
 
 
+@styled
 def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xlabel: str, title: str = "") -> Picture:
     """Return networks by size and by what they are good for; a line joins those that no other one beats.
 
@@ -1469,10 +1561,11 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
         ax.margins(0.12)
     figure.suptitle(title)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return figure
 
 
+@styled
 def plot_effects(panels: dict[str, dict[str, np.ndarray]], floors: dict[str, float], xlabel: str) -> Picture:
     """Return mean differences with the 95 % interval of the mean over the images, on a grey band: the noise floor.
 
@@ -1503,6 +1596,7 @@ def plot_effects(panels: dict[str, dict[str, np.ndarray]], floors: dict[str, flo
     return figure
 
 
+@styled
 def plot_combined(
     image: np.ndarray,
     saliency: np.ndarray,
@@ -1555,6 +1649,6 @@ def plot_combined(
     ax.set_xticks([0, 1], ["lowest", "highest"], fontsize=10)
     ax.set(xlim=(-0.08, 1.08), ylim=(len(measured) - 0.4, -0.6))
     ax.set_title("over many images", fontsize=11)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=10, handletextpad=0, frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=10, handletextpad=0)
     figure.suptitle(title)
     return figure

@@ -1,5 +1,10 @@
 """Figures show the data they are given, on the scales they claim."""
 
+import inspect
+import io
+import itertools
+
+import matplotlib
 import numpy as np
 import pytest
 
@@ -208,3 +213,84 @@ def test_a_network_stands_between_the_lowest_and_the_highest_of_all():
     ax = figure.axes[3]
     assert ax.lines[1].get_xdata() == pytest.approx([1]) and ax.lines[2].get_xdata() == pytest.approx([0.5])
     assert [text.get_text() for text in ax.texts] == ["0.800"]
+
+
+# ---------------------------------------------------------------- one visual language
+
+
+def test_a_figure_is_drawn_in_the_course_s_style_from_first_to_last_line_and_leaves_matplotlib_alone():
+    before = dict(matplotlib.rcParams)
+    figure = plots.plot_bits(np.linspace(-1, 1, 99), np.linspace(-1, 1, 99).round(), 2, {2: 0.3, 3: 0.8})
+    figure.to_png()
+    assert dict(matplotlib.rcParams) == before
+    assert plots.style()["lines.linewidth"] != before["lines.linewidth"]
+    assert figure.axes[2].lines[0].get_linewidth() == plots.style()["lines.linewidth"]
+
+
+def test_a_legend_is_drawn_in_the_course_s_style():
+    ax = plots.plot_decibels([2, 3], {"uniform": [9.5, 16.9]}).axes[0]
+    assert ax.get_legend().get_texts()[0].get_fontsize() == plots.style()["legend.fontsize"]
+    assert ax.get_legend().get_frame().get_edgecolor()[3] == 0
+
+
+def test_every_function_that_returns_a_figure_draws_in_the_style():
+    makers = [
+        f for _, f in inspect.getmembers(plots, inspect.isfunction) if "Picture" in str(f.__annotations__.get("return"))
+    ]
+    assert len(makers) > 30
+    assert [f.__name__ for f in makers if not hasattr(f, "__wrapped__")] == []
+
+
+def test_a_figure_is_opaque_and_white_so_that_it_can_be_read_on_a_dark_page():
+    pixels = matplotlib.image.imread(io.BytesIO(plots.plot_bars({"a": 1.0}, "title", "unit").to_png()))
+    assert (pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 1).all()
+    assert pixels.shape[2] == 3 or (pixels[..., 3] == 1).all()
+
+
+def test_all_colours_come_from_one_palette():
+    assert set(plots.COLOURS.values()) | set(plots.METHOD_COLOURS.values()) <= set(plots.PALETTE.values())
+    assert {entry["color"] for entry in plots.style()["axes.prop_cycle"]} < set(plots.PALETTE.values())
+
+
+# Machado, Oliveira, Fernandes (2009), table 1, severity 1.0; they act on linear RGB.
+BLINDNESS = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def seen(colour, kind):
+    """Return a colour as CIELAB coordinates in the eyes of somebody with that kind of colour vision."""
+    rgb = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(BLINDNESS[kind]) @ linear, 0, 1)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = np.array(to_xyz) @ linear / [0.95047, 1.0, 1.08883]
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+@pytest.mark.parametrize(
+    "together",
+    [
+        [plots.COLOURS[name] for name in ("fp32", "w4a4", "mixed-4/2", "w2a2", "random")],
+        [plots.COLOURS[name] for name in ("plain", "guided", "random")],
+        [plots.COLOURS[name] for name in ("data", "accent", "w2a2", "fp32")],
+        [*plots.METHOD_COLOURS.values(), plots.COLOURS["random"]],
+    ],
+    ids=["precisions", "objectives", "errors", "methods"],
+)
+def test_colours_that_share_a_figure_can_be_told_apart_with_every_kind_of_colour_vision(together, kind):
+    distances = [np.linalg.norm(seen(a, kind) - seen(b, kind)) for a, b in itertools.combinations(together, 2)]
+    assert min(distances) > 10  # a difference of 2.3 is the least that an eye notices
+
+
+def test_the_number_of_a_bar_stands_clear_of_the_lines_at_the_widths_of_processors():
+    ax = plots.plot_widths({"worst case": {"conv1": 15, "fc1": 31}, "seen": {"conv1": 7, "fc1": 16}}).axes[0]
+    numbers = [text for text in ax.texts if text.get_text().isdigit()]
+    assert [text.get_text() for text in numbers] == ["15", "31", "7", "16"]
+    boxes = [text.get_window_extent().transformed(ax.transData.inverted()) for text in numbers]
+    assert not [box for box in boxes for width in (8, 16, 32) if box.y0 <= width <= box.y1]

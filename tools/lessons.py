@@ -3,6 +3,7 @@
 python tools/lessons.py                 execute the lessons whose source changed
 python tools/lessons.py --lesson 02     execute one
 python tools/lessons.py --force         execute all
+python tools/lessons.py --prose         execute nothing; bring new text into notebooks whose code has not changed
 python tools/lessons.py --check         say which notebooks differ from their source
 """
 
@@ -196,6 +197,33 @@ def merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
     return merged
 
 
+def with_new_prose(notebook: NotebookNode, source: NotebookNode) -> NotebookNode | None:
+    """Return the source's cells with the notebook's outputs, or None if a code cell or its tags changed."""
+
+    def code(of: NotebookNode) -> list[NotebookNode]:
+        return [cell for cell in of.cells if cell.cell_type == "code"]
+
+    def asked(of: NotebookNode) -> list[tuple]:
+        return [(cell.source, cell.metadata.get("tags", [])) for cell in code(of)]
+
+    if asked(notebook) != asked(source):
+        return None
+    result = nbformat.from_dict(source)
+    for cell, done in zip(code(result), code(notebook), strict=True):
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    return result
+
+
+def write_prose(source: Path) -> bool:
+    """Bring a source's new text into its notebook without executing it; tell whether that was possible."""
+    path = notebook_of(source)
+    notebook = with_new_prose(nbformat.read(path, as_version=4), read_source(source)) if path.exists() else None
+    if notebook:
+        nbformat.write(notebook, path)
+        print(f"wrote the text of notebooks/{path.name}", flush=True)
+    return notebook is not None
+
+
 def write(source: Path) -> None:
     """Execute a lesson at class scale and write its notebook."""
     unexecuted = read_source(source)
@@ -212,6 +240,7 @@ def main() -> None:
     parser.add_argument("--lesson", default="", help="the number or name a lesson starts with, as in 02")
     parser.add_argument("--force", action="store_true", help="execute lessons that have not changed, too")
     parser.add_argument("--check", action="store_true", help="execute nothing; fail where notebook and source differ")
+    parser.add_argument("--prose", action="store_true", help="execute nothing; take over text where only text changed")
     options = parser.parse_args()
     if options.check:
         if faults := differing():
@@ -221,11 +250,18 @@ def main() -> None:
     if not chosen:
         sys.exit(f"No lesson in notebooks/source starts with {options.lesson!r}.")
     stale = {sentence.split()[0] for sentence in differing()}
+    left = []
     for source in chosen:
-        if options.lesson or options.force or notebook_of(source).name in stale:
-            write(source)
-        else:
-            print(f"notebooks/{notebook_of(source).name} is in step with its source", flush=True)
+        name, execute_anyway = notebook_of(source).name, bool(options.lesson or options.force) and not options.prose
+        if name not in stale and not execute_anyway:
+            print(f"notebooks/{name} is in step with its source", flush=True)
+        elif execute_anyway or not write_prose(source):
+            if options.prose:
+                left.append(name)
+            else:
+                write(source)
+    if left:
+        sys.exit(f"The code of {', '.join(left)} changed, so make notebooks must execute it.")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,10 @@
 # A little Python, and a little PyTorch: you have seen a tensor, a layer and a training loop.
 # No knowledge of quantization or of explanations is assumed.
 #
-# About 20 minutes: 8 to read and play, 10 for the exercises, and 1 to 2 of computing.
+# New words, all in the [glossary](GLOSSARY.md): [weight](GLOSSARY.md#weight), [activation](GLOSSARY.md#activation),
+# [accuracy](GLOSSARY.md#accuracy), [saliency map](GLOSSARY.md#saliency-map) and [w2a2](GLOSSARY.md#w2a2).
+#
+# About 20 minutes: 7 to read and play, 12 for the exercises, and 1 to 2 of computing.
 
 # %% [markdown]
 # ## Set-up

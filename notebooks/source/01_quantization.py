@@ -19,6 +19,10 @@
 #
 # [00 Start here](00_start_here.ipynb).
 #
+# New words, all in the [glossary](GLOSSARY.md): [level](GLOSSARY.md#level), [grid](GLOSSARY.md#grid),
+# [clip](GLOSSARY.md#clip), [fake quantization](GLOSSARY.md#fake-quantization), [SAWB](GLOSSARY.md#sawb) and
+# [straight-through estimator](GLOSSARY.md#straight-through-estimator).
+#
 # About 75 minutes: 30 to read and play, 43 for the exercises, and 1 to 2 of computing.
 
 # %% [markdown]
@@ -78,6 +82,13 @@ quantize_uniform(torch.tensor([0.1, 0.6, 3.0]), bits=2, low=0.0, high=1.0)
 #
 # The round bracket counts steps from the low end. The whole number that comes out is what a chip would store. Here we
 # turn it back into a float, so that the rest of PyTorch can go on with it. This is called **fake quantization**.
+#
+# The picture has 2 bits from −1 to 1. Four words name four levels, and between them lie three gaps.
+#
+# ![A staircase with four stairs. The value runs to the right from below l = −1 to above h = 1, the level upwards. The
+# words 00, 01, 10 and 11 stand for the levels −1, −1/3, 1/3 and 1. A step is (h − l) / 3. Values beyond l and h are
+# clipped to the lowest and the highest stair. A dashed diagonal shows the values without
+# rounding.](images/quantizer.svg)
 
 # %% [markdown]
 # ### Exercise 1: the uniform quantizer (medium, 8 minutes)

@@ -17,7 +17,10 @@
 #
 # [01 Quantization basics](01_quantization.ipynb): levels, clipping, rounding error, the straight-through estimator.
 #
-# About 75 minutes: 35 to read and play, 37 for the exercises, and 3 of computing.
+# New words, all in the [glossary](GLOSSARY.md): [PACT](GLOSSARY.md#pact), [alpha](GLOSSARY.md#alpha), [weight
+# decay](GLOSSARY.md#weight-decay), [DoReFa](GLOSSARY.md#dorefa) and [twin](GLOSSARY.md#twin).
+#
+# About 75 minutes: 36 to read and play, 36 for the exercises, and 3 of computing.
 
 # %% [markdown]
 # ## Set-up
@@ -256,6 +259,12 @@ _ = checks.check_alpha_gradient(alpha_gradient)
 # ```
 #
 # </details>
+#
+# All of PACT in one picture: what it computes on the way forward, and what it hands back to $x$ and to $\alpha$.
+#
+# ![Three panels over the input x. Left: the function is 0 below 0, climbs in stairs along the dashed ReLU up to alpha,
+# and stays at alpha, where the input is clipped. Middle: the slope by x is 1 between 0 and alpha and 0 elsewhere.
+# Right: the slope by alpha is 0 below alpha and 1 from alpha on.](images/pact.svg)
 #
 # ### A trap: clamp's own gradient
 #

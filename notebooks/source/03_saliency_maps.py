@@ -17,6 +17,11 @@
 #
 # Lessons [01](01_quantization.ipynb) and [02](02_pact.ipynb): rounding, the straight-through estimator, PACT.
 #
+# New words, all in the [glossary](GLOSSARY.md): [logit](GLOSSARY.md#logit), [integrated
+# gradients](GLOSSARY.md#integrated-gradients), [deletion](GLOSSARY.md#deletion), [Gini
+# index](GLOSSARY.md#gini-index), [randomisation check](GLOSSARY.md#randomisation-check) and [noise
+# floor](GLOSSARY.md#noise-floor).
+#
 # About 70 minutes: 35 to read and play, 31 for the exercises, and 3 of computing.
 
 # %% [markdown]

@@ -17,7 +17,11 @@
 #
 # Lesson [03](03_saliency_maps.ipynb): gradient maps, deletion and insertion, the Gini index, the twin.
 #
-# About 75 minutes: 35 to read and play, 37 for the exercises, and 3 of computing.
+# New words, all in the [glossary](GLOSSARY.md): [saliency-guided training](GLOSSARY.md#saliency-guided-training), [KL
+# divergence](GLOSSARY.md#kl-divergence), [mask ratio](GLOSSARY.md#mask-ratio), [fill](GLOSSARY.md#fill) and
+# [steadiness](GLOSSARY.md#steadiness).
+#
+# About 82 minutes: 35 to read and play, 44 for the exercises, and 3 of computing.
 
 # %% [markdown]
 # ## Set-up
@@ -269,6 +273,11 @@ widgets.mask_panel(
 #
 # CE is the cross-entropy, $f(x)$ now means the ten probabilities, and $\lambda$ is the weight of the second term.
 # As in the paper we leave it at 1.
+#
+# ![A flow chart of the five steps. Images x go through the network f to the prediction f(x) and to the cross-entropy
+# with the labels. Its backward pass gives the gradient at the pixels, by which the least salient pixels are replaced.
+# The masked image goes through the same network to a second prediction, whose KL divergence from the first is the
+# second term of the loss L. One step on the weights follows.](images/guided_loop.svg)
 #
 # The gradient of *what*? The paper takes the logit of the right class. We take the cross-entropy: the network
 # computes its gradient anyway, and so it comes for free. Below we see what that saves.

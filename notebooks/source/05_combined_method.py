@@ -18,6 +18,10 @@
 # Lessons [02](02_pact.ipynb) (quantized training), [03](03_saliency_maps.ipynb) (maps and how to judge them) and
 # [04](04_saliency_guided_training.ipynb) (the mask and its objective).
 #
+# New words, all in the [glossary](GLOSSARY.md): [combined method](GLOSSARY.md#combined-method),
+# [mixed-4/2](GLOSSARY.md#mixed-42), [deletion gain](GLOSSARY.md#deletion-gain), [insertion
+# gain](GLOSSARY.md#insertion-gain) and [Pareto front](GLOSSARY.md#pareto-front).
+#
 # About 67 minutes: 32 to read and play, 29 for the exercises, and 6 of computing.
 
 # %% [markdown]
@@ -574,7 +578,7 @@ except (DataNotFound, ImportError):
     print("To get it once (170 MB): load_data('cifar10', 5000, download=True). Then run this section again.")
 
 # %%
-files = sorted((FOLDER / "cifar10").glob("*.safetensors"))
+files = sorted((FOLDER / "cifar10").glob("*.safetensors"), key=lambda path: path.stem)
 records = {path.stem: read_notes(path) for path in files}
 columns = {f"{n['precision']}, mask ratio {n['mask_ratio']:g}": measured(n) for n in records.values()}
 if records:

@@ -20,6 +20,10 @@
 # Lessons [01](01_quantization.ipynb) and [02](02_pact.ipynb): grids, fake quantization, SAWB, PACT. The section on
 # pixels builds on [03](03_saliency_maps.ipynb).
 #
+# New words, all in the [glossary](GLOSSARY.md): [code](GLOSSARY.md#code), [accumulator](GLOSSARY.md#accumulator),
+# [requantization](GLOSSARY.md#requantization), [pack](GLOSSARY.md#pack), [ONNX](GLOSSARY.md#onnx) and
+# [occlusion](GLOSSARY.md#occlusion).
+#
 # About 85 minutes: 40 to read and play, 42 for the exercises, and 3 of computing.
 
 # %% [markdown]
@@ -35,6 +39,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import timeit
 import zlib
 from pathlib import Path
 
@@ -172,7 +177,7 @@ for _ in range(3):
     print(total[0])
 
 # %% [markdown]
-# ### Exercise 1: how many bits are enough? (easy, 8 minutes)
+# ### Exercise 1: find the overflow (easy, 8 minutes)
 #
 # A sum has `terms` products. Each is a code from `-largest_weight` to `largest_weight` times an input from 0 to
 # `largest_input`. Return the bits of the smallest signed accumulator in which no such sum overflows. All arguments
@@ -361,6 +366,14 @@ print("codes of conv2:", np.unique(folded.codes), " scales, one a filter:", fold
 print("biases in steps of the accumulator:", net["relu2"].bias[:8], "...")
 
 # %% [markdown]
+# One layer in the middle of the 2-bit network, whole:
+#
+# ![A chain of boxes from left to right. Inputs from 0 to 3 and codes −3, −1, 1 and 3 meet in a 32-bit accumulator,
+# which sums their products. Requantization adds the bias, multiplies by m, adds one half and drops k bits. A clip to 0
+# to 3 gives the outputs, which have 2 bits again. Below: scales and batch-norm were made into m, k and the bias of each
+# filter before anything runs, and the ends of the clip are those of PACT.](images/integer_pipeline.svg)
+
+# %% [markdown]
 # ## Four weights in a byte
 #
 # The smallest thing that a computer's memory can name is a byte, 8 bits. Many "2-bit" networks on the web are files in
@@ -478,12 +491,10 @@ with torch.no_grad():
 #
 # - "packed": 2 or 4 bits each. onnxruntime unpacks them and computes in float32.
 # - "int8": each in a byte of its own. onnxruntime has fast routines for 8-bit integers, with 32-bit integer biases.
-#   `align_biases` moves each bias of the torch network to the nearest whole number of accumulator steps, at most half a
-#   step away, so that both compute with the same bias.
 #
-# Do torch, the integers and the files agree, on all test images? The first number counts images of the same class. The
-# second counts images for which all ten logits agree within one unit: one step of the last accumulator, in which the
-# integer logits are counted.
+# Do torch, the integers and both files agree, on all test images? The first number counts images of the same class.
+# The second counts images for which all ten logits agree within one unit: one step of the last accumulator, in which
+# the integer logits are counted.
 
 
 # %%
@@ -498,37 +509,65 @@ def torch_logits(model):
 
 
 # %%
-def agreement(precision):
-    model, aligned = models[precision], export.align_biases(models[precision], data)
-    integers = export.to_integer(model, data)
-    wanted, unit = torch_logits(model), integers.output_scale
-    files = {s: export.save_onnx(model, FOLDER / f"{precision}-{s}.onnx", data, s) for s in ("packed", "int8")}
-    files["aligned"] = export.save_onnx(aligned, FOLDER / f"{precision}-aligned.onnx", data, "int8")
-    pairs = {
-        "integers": (integers(data.test.images) * unit, wanted),
-        "ONNX packed": (file_logits(files["packed"]), wanted),
-        "ONNX int8": (file_logits(files["int8"]), wanted),
-        "ONNX int8, aligned": (file_logits(files["aligned"]), torch_logits(aligned)),
-    }
-    same = {name: (a.argmax(1) == b.argmax(1)).sum() for name, (a, b) in pairs.items()}
-    close = {name: (abs(a - b).max(1) <= unit).sum() for name, (a, b) in pairs.items()}
-    return {name: f"{same[name]}, {close[name]}" for name in pairs}
+def agreement(model):
+    integers, wanted = export.to_integer(model, data), torch_logits(model)
+    found, unit = {"integers": integers(data.test.images) * integers.output_scale}, integers.output_scale
+    for storage in ("packed", "int8"):
+        found[f"ONNX {storage}"] = file_logits(export.save_onnx(model, FOLDER / "agreement.onnx", data, storage))
+    same = {form: (logits.argmax(1) == wanted.argmax(1)).sum() for form, logits in found.items()}
+    close = {form: (abs(logits - wanted).max(1) <= unit).sum() for form, logits in found.items()}
+    return {form: f"{same[form]}, {close[form]}" for form in found}
 
 
-pd.DataFrame({precision: agreement(precision) for precision in ("w8a8", "w4a4", "w2a2")}).T
-
-# %%
-moved = torch_logits(export.align_biases(two, data)).argmax(1) != torch_logits(two).argmax(1)
-print(f"of {len(data.test)} images, {moved.sum()} get another class from w2a2 by aligning its biases")
+pd.DataFrame({precision: agreement(models[precision]) for precision in ("w8a8", "w4a4", "w2a2")}).T
 
 # %% [markdown]
-# Where both numbers are complete, the two compute the same. Where the second is not, some activation of those images
-# lay so close to the border between two levels that the rounding of floats sent it to the other side, and one level
-# more or less is many units of a logit. More levels mean more borders: compare w8a8 with w2a2. The first number says
-# whether it matters.
+# Where both numbers are complete, the two compute the same. Where the second is not, what happened?
 #
-# And compare like with like: an aligned file holds other biases than the network it came from, and belongs with the
-# aligned one.
+# torch adds floats, and each addition is off by a ten-millionth or so. That is far less than a step. But an activation
+# is rounded to a level, and if its sum lies on the border between two levels, a ten-millionth decides. One level more
+# or less is many units of a logit. In the int8 file, biases rounded to whole numbers do the same. More levels mean more
+# borders: compare w8a8 with w2a2.
+#
+# Can this be repaired? Here integers help once more. The accumulator holds whole numbers, so between two neighbouring
+# sums lies an empty stretch. Draw the borders of the rounding on the same line. Where a sum and a border fall together,
+# there is doubt; in an empty stretch a border harms nobody. A bias shifts all borders of its filter at once. So we may
+# move it, by at most half a step of the accumulator, to where no border lies near a whole number.
+
+
+# %%
+def borders_between_sums(model, index=0):
+    folded = {step.name: step for step in folding.fold(model, data)}["conv2"].layer
+    unit = folded.scale[index] * model.relu1.alpha.item() / 3
+    borders = (np.arange(3) + 0.5) * model.relu2.alpha.item() / 3
+    return (borders - folded.bias[index]) / unit
+
+
+aligned = export.align_biases(two, data)
+for name, model in (("as trained", two), ("aligned", aligned)):
+    print(
+        f"{name:11} borders of one filter of conv2, in steps of the accumulator:", borders_between_sums(model).round(3)
+    )
+
+# %% [markdown]
+# After the point, the three numbers should now keep away from .000. `align_biases` does this for each filter of each
+# layer, and at the same time makes the biases such as the int8 routines can express. Where a filter has too many
+# borders for a good place, it also changes the gain of its batch-norm, by a few thousandths. The result is an ordinary
+# torch network with slightly other parameters. It is the one to export.
+
+# %%
+pd.DataFrame({f"{p}, aligned": agreement(export.align_biases(models[p], data)) for p in ("w8a8", "w4a4", "w2a2")}).T
+
+# %%
+moved = torch_logits(aligned).argmax(1) != torch_logits(two).argmax(1)
+print(f"of {len(data.test)} images, {moved.sum()} get another class from w2a2 by aligning its biases")
+for name, model in (("as trained", two), ("aligned", aligned)):
+    print(f"{name:11} {(torch_logits(model).argmax(1) == data.test.labels.numpy()).mean():.2%} right")
+
+# %% [markdown]
+# With 8 bits there is little room. The 255 borders of a filter lie everywhere between the whole numbers, and with 8-bit
+# weights an int8 routine takes no finer bias than whole steps of the accumulator. For w8a8 the first number says
+# whether it matters.
 
 # %% [markdown]
 # ## What does it save?
@@ -674,8 +713,40 @@ by_bits = sum(2 ** (i + j) * (p & q).bit_count() for i, p in enumerate(planes(u)
 print("64 multiplications:", u @ a, "   4 ANDs and 4 counts:", by_bits)
 
 # %% [markdown]
-# Our codes are $q = 2u - 3$, so $\sum q\,a = 2 \sum u\,a - 3 \sum a$. It is exact. To make it *fast* takes a routine
-# written for the processor, which onnxruntime does not have.
+# Our codes are $q = 2u - 3$, so $\sum q\,a = 2 \sum u\,a - 3 \sum a$. It is exact. Is it fast? NumPy can count ones,
+# too. We take the size of a layer of `vgg_small`: 196 pixels, 128 filters, 1,152 weights in each.
+
+
+# %%
+def bit_words(numbers, bit):
+    return np.packbits(numbers >> bit & 1, axis=1).view(np.uint64)
+
+
+def product(a, u):
+    pairs = [(i, j) for i in (0, 1) for j in (0, 1)]
+    counts = [
+        np.bitwise_count(bit_words(a, j)[:, None] & bit_words(u, i)).sum(2, dtype=np.int64) << i + j for i, j in pairs
+    ]
+    return sum(counts)
+
+
+generator = np.random.default_rng(SEED)
+a, u = (generator.integers(0, 4, (rows, 1152), dtype=np.uint8) for rows in (196, 128))
+floats = a.astype(np.float32), u.T.astype(np.float32)
+print("equal:", (product(a, u) == floats[0] @ floats[1]).all())
+for name, run in {"popcount in NumPy": lambda: product(a, u), "float32": lambda: floats[0] @ floats[1]}.items():
+    print(f"{name:18} {1000 * min(timeit.repeat(run, number=1, repeat=RUNS)):7.3f} ms")
+
+# %% [markdown]
+# It is not. Each AND writes its result to memory and each count reads it again, and that costs more than the
+# multiplications that were saved. (`python -m benchmarks.deployment` has the same product in onnxruntime's int8.)
+#
+# What would it take? A compiled routine that holds the words in registers and counts them there. Even then, count the
+# instructions. A processor with 512-bit registers does 512 of our multiplications with 4 ANDs, 4 counts and 4
+# additions: 12 instructions. The same processor usually has an instruction (VNNI) that multiplies and adds 64 pairs of
+# 8-bit integers: 8 instructions for 512. By this estimate 2 bits do not beat 8 there, however well the routine is
+# written. With 1 bit it would be 3 against 8. Popcount pays on processors without such an instruction, and where
+# the time goes into reading weights from memory. Otherwise 2 bits need a circuit of their own.
 
 # %% [markdown]
 # ## Does it look at the same pixels?

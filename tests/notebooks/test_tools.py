@@ -8,7 +8,7 @@ import ipywidgets
 import nbformat
 import pytest
 from course import PeakMemory, run_lesson
-from lessons import clean, execute, in_step, pictures, read_source
+from lessons import clean, execute, in_step, pictures, read_source, with_new_prose
 from sweep import sweep, values_of
 
 from qsal_helpers import plots, widgets
@@ -81,6 +81,23 @@ def test_notebook_is_out_of_step_once_a_line_or_a_tag_of_its_source_changes(exec
     assert not in_step(cleaned, read_source(lesson(tmp_path, more="print(1)\n")))
     source.cells[1].metadata["tags"] = []
     assert not in_step(cleaned, source)
+
+
+def test_new_text_comes_into_a_notebook_without_touching_its_outputs(executed, tmp_path):
+    source, notebook = executed
+    cleaned = clean(notebook, source)
+    more = "\n# %% [markdown]\n# One more paragraph.\n"
+    longer = read_source(lesson(tmp_path, more=more))
+    updated = with_new_prose(cleaned, longer)
+    nbformat.validate(updated)
+    assert in_step(updated, longer) and not in_step(cleaned, longer)
+    assert [cell.outputs for cell in updated.cells[1:5]] == [cell.outputs for cell in cleaned.cells[1:5]]
+    assert updated.cells[-1].source == "One more paragraph."
+
+
+def test_text_is_not_taken_over_where_code_changed(executed, tmp_path):
+    source, notebook = executed
+    assert with_new_prose(clean(notebook, source), read_source(lesson(tmp_path, draw=DEAD))) is None
 
 
 INTERACT = """
