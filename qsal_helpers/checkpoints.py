@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ._arguments import check_flag, check_path
 from .models import build_model
 from .quantization import Precision, quantize
 
@@ -53,6 +54,8 @@ def save_model(model: nn.Module, path: str | os.PathLike, /, *, half: bool = Fal
     >>> load_model(path).conv2.weight_bits, read_notes(path)
     (4, {'accuracy': 0.9})
     """
+    path = check_path(path)
+    check_flag(half, "half")
     if not isinstance(getattr(model, "recipe", None), dict):
         raise CheckpointError(
             f"{type(model).__name__} was not made by build_model, so a checkpoint could not say how to build it again; "
@@ -66,7 +69,7 @@ def save_model(model: nn.Module, path: str | os.PathLike, /, *, half: bool = Fal
         "recipe": model.recipe,
         "precision": None if precision is None else {**vars(precision), "layers": dict(precision.layers)},
         "scheme": getattr(model, "scheme", None),
-        "half": bool(half),
+        "half": half,
         "channels_last": any(not w.is_contiguous() for w in model.parameters() if w.dim() == 4),
         "notes": notes,
     }
@@ -83,7 +86,7 @@ def save_model(model: nn.Module, path: str | os.PathLike, /, *, half: bool = Fal
             raise CheckpointError(
                 f"{overflown[0]!r} holds numbers beyond 65504, too large for 16 bits; save without half"
             )
-    _write(Path(path), safetensors.torch.save(tensors, metadata={"qsal": text}))
+    _write(path, safetensors.torch.save(tensors, metadata={"qsal": text}))
 
 
 def load_model(path: str | os.PathLike) -> nn.Module:
@@ -146,6 +149,7 @@ def _structure(model: nn.Module) -> list[tuple[Any, ...]]:
 
 
 def _read(path: str | os.PathLike, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    path = check_path(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("qsal")

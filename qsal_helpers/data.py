@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from ._arguments import check_flag, check_number, check_whole
+
 PADDING = 4  # pixels of black around an image before a random crop, as usual for CIFAR-10
 
 _MINI_FOLDER = Path(__file__).parent / "datasets"
@@ -116,9 +118,9 @@ class Split:
     labels: torch.Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if not _is(self.images, torch.uint8) or self.images.ndim != 4:
             raise ValueError(f"images must be uint8 (N, C, H, W), got {_describe(self.images)}.")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+        if not _is(self.labels, torch.int64) or self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels must be int64 ({len(self.images)},), got {_describe(self.labels)}.")
 
     def __len__(self) -> int:
@@ -160,6 +162,15 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.train, Split):
+            raise TypeError(f"train must be a Split, got {type(self.train).__name__}.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(values, (tuple, list)) or len(values) != self.in_channels:
+                raise ValueError(f"{name} must hold one number for each of the {self.in_channels} channels.")
+            for value in values:
+                check_number(value, f"each {name}", low=-1e30 if name == "mean" else 1e-30, high=1e30)
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""
@@ -200,7 +211,7 @@ class ImageData:
         >>> x.shape, x.dtype
         (torch.Size([2, 1, 28, 28]), torch.float32)
         """
-        if images.dtype != torch.uint8 or images.ndim != 4:
+        if not _is(images, torch.uint8) or images.ndim != 4 or images.shape[1] != len(self.mean):
             raise ValueError(f"normalise takes uint8 images (N, C, H, W), got {_describe(images)}.")
         return _normalise(images, *self._scale_and_shift(images.device))
 
@@ -224,6 +235,8 @@ class ImageData:
         >>> bool(torch.equal((255 * data.pixels(data.normalise(images))).round().to(torch.uint8), images))
         True
         """
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim != 4:
+            raise ValueError(f"pixels takes normalised images, float (N, C, H, W), got {_describe(x)}.")
         mean = torch.tensor(self.mean, device=x.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=x.device).view(1, -1, 1, 1)
         return (x.float() * std + mean).clamp(0, 1)
@@ -280,7 +293,7 @@ def load_data(
     >>> load_data("mnist", size=500).train.labels.bincount()
     tensor([50, 50, 50, 50, 50, 50, 50, 50, 50, 50])
     """
-    if name not in _CLASS_NAMES:
+    if not isinstance(name, str) or name not in _CLASS_NAMES:
         raise ValueError(f"There is no data set {name!r}; choose one of {', '.join(map(repr, _CLASS_NAMES))}.")
     if size not in ("mini", "full") and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
         raise ValueError(f"size must be 'mini', 'full' or a positive number of training images, got {size!r}.")
@@ -351,8 +364,19 @@ def batches(
     >>> [len(y) for x, y in batches(data.train, data, batch_size=128, shuffle=True)]
     [128, 128, 44]
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if not isinstance(split, Split) or not isinstance(data, ImageData):
+        found = type(split).__name__, type(data).__name__
+        raise TypeError(f"batches takes a Split and the ImageData it is from, got {found[0]} and {found[1]}.")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, a whole number, got {batch_size!r}.")
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
+    check_flag(shuffle, "shuffle")
+    check_flag(augment, "augment")
+    try:
+        device = split.images.device if device is None else torch.empty(0, device=device).device
+    except Exception as error:  # torch raises a different kind for each way in which a device can be unusable
+        raise ValueError(f"this machine has no device {device!r} ({_one_line(error)}).") from error
     return _batches(split, data, batch_size, shuffle, generator, device, augment)
 
 
@@ -377,6 +401,9 @@ def stratified_order(labels: np.ndarray, seed: int = 0) -> np.ndarray:
     >>> np.bincount(labels[stratified_order(labels)[:10]])
     array([5, 5])
     """
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be a NumPy array of integers, shape (N,), got {_describe(labels)}.")
+    check_whole(seed, "seed", 0, 2**32 - 1)
     random = np.random.RandomState(seed)  # NumPy promises never to change the numbers this old class draws
     shuffled = random.permutation(len(labels))
     position = np.empty(len(labels))
@@ -392,11 +419,10 @@ def _batches(
     batch_size: int,
     shuffle: bool,
     generator: torch.Generator | None,
-    device: str | torch.device | None,
+    device: torch.device,
     augment: bool,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     home = split.images.device
-    device = home if device is None else torch.device(device)
     # All random numbers of the pass are drawn and moved here: a copy in every step would hold a GPU up.
     order = torch.randperm(len(split), generator=generator).to(home) if shuffle else None
     if augment:
@@ -499,20 +525,20 @@ def _check_full(name: str, folder: Path) -> None:
 
 def _download(name: str, folder: Path) -> None:
     datasets = _import_torchvision_datasets()
-    folder.mkdir(parents=True, exist_ok=True)
-    # A neighbour of the final place, so that moving is a rename and an interrupted download leaves nothing behind.
-    with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A neighbour of the final place, so that moving is a rename and an interrupted download leaves nothing behind.
+        with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
             getattr(datasets, _TORCHVISION_NAME[name])(temporary, download=True)
             _check_full(name, Path(temporary))
-        except (OSError, RuntimeError, DataDamaged) as error:
-            raise DataNotFound(
-                f"{name} could not be downloaded ({_one_line(error)}): check the internet connection and try again, "
-                f"or set QSAL_DATA to a folder that holds it."
-            ) from error
-        for file in _FULL_FILES[name]:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(temporary) / file, folder / file)
+            for file in _FULL_FILES[name]:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(temporary) / file, folder / file)
+    except (OSError, RuntimeError, DataDamaged) as error:
+        raise DataNotFound(
+            f"{name} could not be downloaded to {folder} ({_one_line(error)}): check the internet connection, the free "
+            f"space, and whether the folder may be written to, or set QSAL_DATA to a folder that holds it."
+        ) from error
 
 
 def _import_torchvision_datasets() -> ModuleType:
@@ -537,5 +563,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 
-def _describe(x: torch.Tensor) -> str:
+def _is(x: object, dtype: torch.dtype) -> bool:
+    return isinstance(x, torch.Tensor) and x.dtype == dtype
+
+
+def _describe(x: object) -> str:
+    if not isinstance(x, (torch.Tensor, np.ndarray)):
+        return type(x).__name__
     return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"

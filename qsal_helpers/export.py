@@ -24,6 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 from tqdm.auto import tqdm
 
+from ._arguments import check_whole
 from .folding import Layer, Step, align_biases, fold
 from .onnx_files import latencies, onnx_session, peak_memory, save_onnx
 
@@ -101,8 +102,9 @@ def unpack_bits(packed: np.ndarray, bits: int, length: int) -> np.ndarray:
     _check_packing(bits)
     if packed.dtype != np.uint8 or packed.ndim != 1:
         raise TypeError(f"packed must be uint8 with one axis; got {packed.dtype} with {packed.ndim}")
+    check_whole(length, "length", 0, 2**40)
     needed = -(-length * bits // 8)
-    if length < 0 or len(packed) != needed:
+    if len(packed) != needed:
         raise ValueError(f"{length} numbers of {bits} bits need {needed} bytes; got {len(packed)}")
     each = np.unpackbits(packed, count=length * bits, bitorder="little").reshape(length, bits)
     # The highest bit counts negative in two's complement: repeating it up to bit 7 makes an int8 of it.
@@ -241,6 +243,7 @@ class IntegerModel:
         ValueError if the images have another dtype or shape.
         """
         images = self._check(images)
+        check_whole(batch_size, "batch_size")
         starts = tqdm(range(0, len(images), batch_size), "integer model", leave=False, delay=2)
         return np.concatenate([self._run(images[i : i + batch_size])[self.steps[-1].name] for i in starts])
 

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .saliency import device_of, evaluating, explained_classes, saliency_map
+from ._arguments import check_flag, check_number, check_seed, check_whole
+from .saliency import MOST_COPIES, device_of, evaluating, explained_classes, saliency_map
 
 # ---------------------------------------------------------------- faithful to the model?
 
@@ -108,8 +109,9 @@ def _area(
     inserting: bool,
 ) -> Tensor:
     maps = _check_maps(maps, x)
-    _check_positive_int(steps, "steps")
-    _check_positive_int(batch_size, "batch_size")
+    check_whole(steps, "steps", high=MOST_COPIES)
+    check_whole(batch_size, "batch_size")
+    check_flag(return_curve, "return_curve")
     pixels = maps[0].numel() if len(maps) else 1
     deleted = torch.tensor([round(k * pixels / steps) for k in range(steps + 1)])
     if len(x):
@@ -161,7 +163,12 @@ def _filling(x: Tensor, fill: str | float | Sequence[float] | Tensor) -> Tensor:
         if fill == "blur":
             return F.avg_pool2d(x, 7, stride=1, padding=3, count_include_pad=False)
         raise ValueError(f"fill must be 'black', 'blur', a number, one number a channel, or images; got {fill!r}")
-    values = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
+    try:
+        values = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"fill must be 'black', 'blur', a number, one number a channel, or images; got {type(fill).__name__}"
+        ) from None
     values = values.view(-1, 1, 1) if values.dim() == 1 else values
     try:
         values.expand_as(x)
@@ -209,8 +216,11 @@ def infidelity(
     from captum.metrics import infidelity as captum_infidelity
 
     maps = _check_maps(maps, x)
-    _check_positive_int(samples, "samples")
-    _check_positive_int(batch_size, "batch_size")
+    check_number(noise, "noise", high=1e30)
+    check_whole(samples, "samples", high=MOST_COPIES)
+    check_flag(normalize, "normalize")
+    check_seed(seed)
+    check_whole(batch_size, "batch_size")
     target, device = explained_classes(model, x, target, batch_size), device_of(model, x)
 
     def perturb(batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,6 +323,7 @@ def object_mask(images: Tensor, threshold: int = 0) -> Tensor:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
         kind = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"object_mask takes raw images, uint8 (N, C, H, W), not normalised ones; got {kind}")
+    check_whole(threshold, "threshold", 0, 255)
     return (images > threshold).any(1)
 
 
@@ -426,8 +437,9 @@ def top_k_overlap(maps: Tensor, others: Tensor, fraction: float = 0.1) -> Tensor
     tensor([0.5000])
     """
     _check_pair(maps, others)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1; got {fraction!r}")
+    check_number(fraction, "fraction", high=1)
+    if fraction == 0:
+        raise ValueError("fraction must be above 0; got 0")
     k = max(1, round(fraction * maps[0].numel())) if len(maps) else 1
     shared = (_top(maps, k) & _top(others, k)).sum(1) / k
     return torch.where(_finite(maps) & _finite(others), shared, math.nan).float()
@@ -464,6 +476,8 @@ def ssim(maps: Tensor, others: Tensor, data_range: float | None = None) -> Tenso
     if min(maps.shape[1:]) < 11:
         raise ValueError(f"ssim needs maps of at least 11 x 11 pixels; got {tuple(maps.shape[1:])}")
     a, b = maps.double().unsqueeze(1), others.double().unsqueeze(1)
+    if data_range is not None:
+        check_number(data_range, "data_range", high=1e30)
     if data_range is None:
         a, b, data_range = _stretched(a), _stretched(b), 1.0
     window = torch.exp(-torch.arange(-5, 6, dtype=torch.float64, device=a.device).square() / (2 * 1.5**2))
@@ -521,6 +535,8 @@ def randomisation_check(
     >>> curve.shape, layers
     (torch.Size([2, 5]), ['fc3', 'fc2', 'fc1', 'conv2', 'conv1'])
     """
+    check_flag(return_curve, "return_curve")
+    check_seed(seed)
     target = explained_classes(model, x, target)
     before = saliency_map(model, x, target, method, **options)
     randomised = copy.deepcopy(model)
@@ -572,7 +588,9 @@ def sensitivity_max(
     """
     from captum.metrics import sensitivity_max as captum_sensitivity_max
 
-    _check_positive_int(samples, "samples")
+    check_number(radius, "radius", high=1e30)
+    check_whole(samples, "samples", high=MOST_COPIES)
+    check_seed(seed)
     target, device = explained_classes(model, x, target), device_of(model, x)
     batch_size = options.get("batch_size", 64)
     found = []
@@ -614,6 +632,8 @@ def _check_maps(maps: Tensor, x: Tensor | None = None) -> Tensor:
     if not isinstance(maps, Tensor) or not maps.is_floating_point() or maps.dim() != 3:
         kind = f"{maps.dtype} {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
         raise ValueError(f"maps must be floating point of shape (N, H, W); got {kind}")
+    if x is not None and not isinstance(x, Tensor):
+        raise TypeError(f"x must be images, float (N, C, H, W); got {type(x).__name__}")
     if x is not None and (x.dim() != 4 or (len(x), *x.shape[2:]) != tuple(maps.shape)):
         raise ValueError(f"maps (N, H, W) and images (N, C, H, W) must fit; got {tuple(maps.shape)}, {tuple(x.shape)}")
     return maps
@@ -625,11 +645,7 @@ def _check_pair(maps: Tensor, others: Tensor) -> None:
 
 
 def _check_mask(mask: Tensor, maps: Tensor) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != _check_maps(maps).shape:
+    _check_maps(maps)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != maps.shape:
         kind = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"mask must be bool of the maps' shape {tuple(maps.shape)}, as object_mask gives; got {kind}")
-
-
-def _check_positive_int(number: int, name: str) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1; got {number!r}")

@@ -7,6 +7,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from ._arguments import check_whole
+
 
 def build_model(name: str, in_channels: int = 1, num_classes: int = 10, image_size: int | None = None) -> nn.Module:
     """Return an untrained network.
@@ -41,10 +43,10 @@ def build_model(name: str, in_channels: int = 1, num_classes: int = 10, image_si
     """
     if not isinstance(name, str) or name not in _BUILDERS:
         raise ValueError(f"there is no model {name!r}; choose one of {', '.join(_BUILDERS)}")
+    check_whole(in_channels, "in_channels", high=4096)
     size = (28 if in_channels == 1 else 32) if image_size is None else image_size
-    for argument, value in (("in_channels", in_channels), ("num_classes", num_classes), ("image_size", size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{argument} must be an int of at least 1; got {value!r}")
+    check_whole(num_classes, "num_classes", high=100_000)
+    check_whole(size, "image_size", high=1024)
     if size < 16:
         raise ValueError(f"images of {size} x {size} pixels are too small; these networks need at least 16 x 16")
     model = _BUILDERS[name](in_channels, num_classes, size)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from ._arguments import check_path, check_whole
+from .checkpoints import _write
 from .folding import Layer, Step, container_codes, fold, integer_inputs
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
     path : the file to write, usually ``something.onnx``.
     data : what the model was trained on; gives ``mean``, ``std`` and the shape of an image.
     storage : - "int8", for speed: weights in 8-bit containers and int32 biases, for which onnxruntime has integer
-          kernels. Biases are rounded to the accumulator's steps, which may move a rare activation by one level;
-          after `align_biases` they are exact.
+          kernels. Biases are rounded to the accumulator's steps, which may move an activation by one level; after
+          `align_biases` they are exact, so export what that returns.
         - "packed", for size: weights of 2 bits as int2 (opset 25), of 3 and 4 bits as int4 (opset 21), of more as int8;
           computed in float32.
         - "float32": weights as floats; also for models that are not quantized.
@@ -64,7 +66,8 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
     import onnx
     from onnx import TensorProto, helper
 
-    if storage not in STORAGES:
+    path = check_path(path)
+    if not isinstance(storage, str) or storage not in STORAGES:
         raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
     steps = fold(model, data)
     writer = _Writer(storage, steps)
@@ -84,11 +87,7 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
     )
     helper.set_model_props(proto, {"storage": storage, "precision": str(getattr(model, "precision", "fp32"))})
     onnx.checker.check_model(proto, full_check=True)
-    path = Path(path)
-    # Written under another name first, so that an interrupt leaves no half file behind.
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(proto.SerializeToString())
-    os.replace(unfinished, path)
+    _write(path, proto.SerializeToString())
     return path
 
 
@@ -115,7 +114,10 @@ def onnx_session(path: str | os.PathLike, threads: int | None = None) -> Inferen
     """
     import onnxruntime
 
-    content = Path(path).read_bytes()
+    path = check_path(path)
+    if threads is not None:
+        check_whole(threads, "threads", high=1024)
+    content = path.read_bytes()
     storage = _check_file(content, path)
     options = onnxruntime.SessionOptions()
     if threads is not None:
@@ -150,6 +152,12 @@ def latencies(
     >>> latencies({"fp32": onnx_session(path, threads=1)}, batch=1, runs=5)["fp32"] > 0
     True
     """
+    check_whole(batch, "batch", high=100_000)
+    check_whole(runs, "runs")
+    if not isinstance(shape, (tuple, list)):
+        raise ValueError(f"shape must be (C, H, W); got {shape!r}")
+    for size in shape:
+        check_whole(size, "each size in shape", high=1024)
     images = {"image": np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8)}
     times: dict[Any, list[float]] = {name: [] for name in sessions}
     for run in range(runs + 2):

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._arguments import check_flag, check_model, check_whole
+
 SCHEMES = ("sawb", "dorefa", "minmax")
 ALPHA_MIN = 0.01
 # Choi et al. fitted these by regression over several weight distributions; bits -> (c1, c2).
@@ -216,7 +218,10 @@ class PACT(nn.Module):
     def __init__(self, bits: int, alpha: float | None = None) -> None:
         super().__init__()
         self.bits = check_bits(bits)
-        value = default_alpha(bits) if alpha is None else float(alpha)
+        try:
+            value = default_alpha(bits) if alpha is None else float(alpha)
+        except (TypeError, ValueError, RuntimeError):
+            value = math.nan
         if not 0 < value < math.inf:
             raise ValueError(f"alpha must be a finite number above 0; got {alpha!r}")
         self.alpha = nn.Parameter(torch.tensor(value))
@@ -315,10 +320,11 @@ def weight_scale(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool =
 def _check_weight(w: Tensor, bits: int, scheme: str, per_channel: bool) -> None:
     _check_float(w, "w")
     check_bits(bits)
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
     if w.numel() == 0:
         raise ValueError("w is empty: there is no weight to quantize")
+    check_flag(per_channel, "per_channel")
     if per_channel and w.dim() < 2:
         raise ValueError(f"per_channel needs a weight of at least 2 axes; got shape {tuple(w.shape)}")
 
@@ -527,6 +533,7 @@ def execution_order(model: nn.Module) -> list[str]:
     >>> execution_order(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
     ['0', '1', '2']
     """
+    check_model(model)
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # torch.fx raises many kinds, all meaning "not traceable"
@@ -566,7 +573,8 @@ def quantize(
 
     Raises
     ------
-    ValueError if there is nothing to quantize, if it is quantized already, or if a ReLU is called as a function.
+    ValueError if there is nothing to quantize, if it is quantized already, if a ReLU is called as a function, or if a
+    layer is of a class derived from Conv2d or Linear.
 
     Examples
     --------
@@ -575,10 +583,9 @@ def quantize(
     >>> [small[i].weight_bits for i in (0, 2, 4)], [small[i].bits for i in (1, 3)]
     ([8, 2, 8], [2, 8])
     """
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
+    check_model(model)
     if isinstance(precision, str):
         precision = Precision.parse(precision)
     if not isinstance(precision, Precision):
@@ -586,7 +593,13 @@ def quantize(
     if any(isinstance(m, (PACT, QuantConv2d, QuantLinear)) for m in model.modules()):
         raise ValueError("this model is quantized already; call quantize on the float model it was made from")
     order = execution_order(model)
-    layers = [n for n in dict.fromkeys(order) if type(model.get_submodule(n)) in (nn.Conv2d, nn.Linear)]
+    layers = [n for n in dict.fromkeys(order) if isinstance(model.get_submodule(n), (nn.Conv2d, nn.Linear))]
+    if foreign := [n for n in layers if type(model.get_submodule(n)) not in (nn.Conv2d, nn.Linear)]:
+        kind = type(model.get_submodule(foreign[0])).__name__
+        raise ValueError(
+            f"layer {foreign[0]!r} is a {kind}, derived from Conv2d or Linear, and quantize would lose its changes; "
+            "put an nn.Conv2d or nn.Linear in its place"
+        )
     if not layers:
         raise ValueError(f"{type(model).__name__} has no Conv2d or Linear layer that quantize could convert")
     bits = precision.resolve(layers)
@@ -682,6 +695,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     >>> [m.training for m in net]
     [True, False]
     """
+    check_model(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -704,10 +718,10 @@ def describe(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> li
 
     Returns
     -------
-    Rows in order of definition, with the keys ``name``, ``kind``, ``weight_bits``, ``activation_bits`` (of the input),
-    ``parameters``, ``packed_bytes`` (weights packed at their bits, biases at 4 bytes), ``macs`` (multiply-accumulates
-    an image) and ``bit_operations`` (MACs x weight bits x activation bits, an estimate of the hardware's work, not a
-    time).
+    Rows in order of definition, with the keys ``name``, ``kind``, ``weight_bits``, ``activation_bits`` (of the input,
+    as `quantize` was asked: only a ReLU before the layer rounds it), ``parameters``, ``packed_bytes`` (weights packed
+    at their bits, biases at 4 bytes), ``macs`` (multiply-accumulates an image) and ``bit_operations`` (MACs x weight
+    bits x activation bits, an estimate of the hardware's work, not a time).
 
     Raises
     ------
@@ -720,7 +734,13 @@ def describe(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> li
     >>> row["weight_bits"], row["packed_bytes"], row["macs"], row["bit_operations"]
     (2, 20, 16, 64)
     """
-    input_shape = input_shape or getattr(model, "input_shape", None)
+    check_model(model)
+    input_shape = getattr(model, "input_shape", None) if input_shape is None else input_shape
+    if input_shape is not None:
+        if not isinstance(input_shape, (tuple, list)):
+            raise ValueError(f"input_shape must be (C, H, W); got {input_shape!r}")
+        for size in input_shape:
+            check_whole(size, "each size in input_shape")
     macs = _count_macs(model, input_shape) if input_shape is not None else {}
     rows = []
     for name, layer in model.named_modules():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._arguments import check_flag, check_model, check_number, check_seed, check_whole
 from .quantization import PACT
 
+MOST_COPIES = 10_000  # noisy copies or steps an image; more would only fill the memory
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -83,7 +84,8 @@ def saliency_map(
     >>> saliency_map(model, x, target=0, absolute=False).tolist()
     [[[1.0, 0.0], [-3.0, 0.0]]]
     """
-    if method not in _METHODS:
+    check_model(model)
+    if not isinstance(method, str) or method not in _METHODS:
         raise ValueError(f"there is no saliency method {method!r}; choose one of {', '.join(_METHODS)}")
     absolute, batch_size = options.pop("absolute", True), options.pop("batch_size", 64)
     compute = _METHODS[method]
@@ -92,8 +94,8 @@ def saliency_map(
         known = ", ".join(["absolute", "batch_size", *known])
         raise TypeError(f"{method} has no option {unknown[0]!r}; it has {known}")
     _check_images(x)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
+    check_flag(absolute, "absolute")
+    check_whole(batch_size, "batch_size")
     target = _check_target(target, len(x))
     if method == "random":
         return _random(x, **options)
@@ -180,6 +182,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     >>> model.training, model.weight.requires_grad
     (True, True)
     """
+    check_model(model)
     modes = [(module, module.training) for module in model.modules()]
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
@@ -208,6 +211,7 @@ def explained_classes(model: nn.Module, x: Tensor, target: int | Tensor | None, 
     tensor([1, 1, 1])
     """
     _check_images(x)
+    check_whole(batch_size, "batch_size")
     target, device = _check_target(target, len(x)), device_of(model, x)
     if not len(x):
         return torch.zeros(0, dtype=torch.int64, device=x.device)
@@ -221,6 +225,9 @@ def explained_classes(model: nn.Module, x: Tensor, target: int | Tensor | None, 
 
 def device_of(model: nn.Module, x: Tensor) -> torch.device:
     """Return the device of the model's parameters, or that of `x` if it has none."""
+    check_model(model)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor of images; got {type(x).__name__}")
     return next((p.device for p in model.parameters()), x.device)
 
 
@@ -247,9 +254,9 @@ def _smooth_grad(
     noise: float = 0.15,
     seed: int = 0,
 ) -> Tensor:
-    _check_count(samples, "samples")
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise must be a number of at least 0; got {noise!r}")
+    check_whole(samples, "samples", high=MOST_COPIES)
+    check_number(noise, "noise")
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(samples, *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
     scale = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
@@ -261,7 +268,7 @@ def _smooth_grad(
 def _integrated_gradients(
     model: nn.Module, x: Tensor, classes: Tensor, batch_size: int, *, baseline: Tensor, steps: int = 50
 ) -> Tensor:
-    _check_count(steps, "steps")
+    check_whole(steps, "steps", high=MOST_COPIES)
     nodes, weights = (
         torch.as_tensor(values, dtype=x.dtype, device=x.device) for values in np.polynomial.legendre.leggauss(steps)
     )
@@ -312,6 +319,8 @@ def _find_layer(model: nn.Module, layer: nn.Module | str | None, x: Tensor) -> n
         if layer not in modules:
             raise ValueError(f"the model has no layer {layer!r}; its layers are {', '.join(filter(None, modules))}")
         layer = modules[layer]
+    if not isinstance(layer, nn.Module | None):
+        raise TypeError(f"layer must be a module or its name; got {type(layer).__name__}")
     candidates = [m for m in modules.values() if isinstance(m, nn.Conv2d)] if layer is None else [layer]
     with _calls_of(candidates) as called, torch.no_grad():
         model(x)
@@ -383,6 +392,7 @@ def _count_nodes(node: Any, name: str) -> int:
 
 
 def _random(x: Tensor, *, seed: int = 0) -> Tensor:
+    check_seed(seed)
     # Drawn on the CPU, so that one seed gives the same map on every device.
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(len(x), *x.shape[2:], generator=generator).to(x.device)
@@ -421,7 +431,12 @@ def _check_images(x: Tensor) -> None:
 def _check_target(target: int | Tensor | None, number: int) -> Tensor | None:
     if target is None:
         return None
-    target = torch.as_tensor(target)
+    try:
+        target = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"target must be None, a class number or int64 ({number},), one class an image; got {type(target).__name__}"
+        ) from None
     if target.dtype not in (torch.int64, torch.int32, torch.uint8) or target.shape not in ((), (number,)):
         raise ValueError(
             f"target must be None, a class number or int64 ({number},), one class an image; "
@@ -430,16 +445,16 @@ def _check_target(target: int | Tensor | None, number: int) -> Tensor | None:
     return target.long().expand(number)
 
 
-def _check_count(count: int, name: str) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1; got {count!r}")
-
-
 def _baseline(x: Tensor, baseline: float | Tensor | None) -> Tensor:
     """Return the image that stands for "nothing there": float ``(1, C or 1, H or 1, W or 1)``."""
     if baseline is None:
         return x.detach().amin((0, 2, 3), keepdim=True) if len(x) else x.new_zeros(1, 1, 1, 1)
-    value = torch.as_tensor(baseline, dtype=x.dtype)
+    try:
+        value = torch.as_tensor(baseline, dtype=x.dtype)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"baseline must be a number, one number a channel, or an image; got {type(baseline).__name__}"
+        ) from None
     value = value.view(-1, 1, 1) if value.dim() == 1 else value
     try:
         return value.expand(1, *x.shape[1:])

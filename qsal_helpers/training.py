@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ._arguments import check_flag, check_model, check_number, check_path, check_seed, check_whole
 from .data import ImageData, Split, batches
 from .quantization import ALPHA_MIN, PACT, evaluation_mode
 
@@ -145,26 +146,22 @@ def fit(
     >>> history.epochs
     1
     """
-    for name, value in (
-        ("epochs", epochs),
-        ("batch_size", batch_size),
-        ("seed", seed),
-        ("callback_every", callback_every),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-            raise ValueError(f"{name} must be an int of at least 0; got {value!r}")
+    check_model(model)
+    if not isinstance(data, ImageData):
+        raise TypeError(f"data must be an ImageData, as load_data returns it; got {type(data).__name__}")
+    for name, value in (("epochs", epochs), ("callback_every", callback_every)):
+        check_whole(value, name)
+    check_whole(batch_size, "batch_size", 2)
+    check_seed(seed)
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("validation", validation)):
+        check_number(value, name)
+    for name, value in (("progress", progress), ("augment", augment)):
+        check_flag(value, name)
+    resume = None if resume is None else check_path(resume)
     if not callable(objective) or not (callback is None or callable(callback)):
         raise TypeError("objective and callback must be functions; see the docstring of fit for what they are given")
-    if epochs < 1 or batch_size < 2 or not 0 <= validation < 1:
-        raise ValueError(
-            "epochs must be at least 1, batch_size at least 2 and validation from 0 to below 1; "
-            f"got epochs={epochs}, batch_size={batch_size}, validation={validation}"
-        )
-    if not 0 < lr < math.inf or not 0 <= weight_decay < math.inf or callback_every < 1:
-        raise ValueError(
-            "lr must be above 0, weight_decay at least 0, both finite, and callback_every at least 1; "
-            f"got lr={lr}, weight_decay={weight_decay}, callback_every={callback_every}"
-        )
+    if lr == 0 or validation >= 1:
+        raise ValueError(f"lr must be above 0, and validation below 1; got lr={lr}, validation={validation}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no parameter that could be trained")
     device = _usable_device(device)
@@ -268,7 +265,10 @@ def evaluate(model: nn.Module, data: ImageData, split: str = "test", batch_size:
     >>> 0 <= evaluate(build_model("lenet5"), data) <= 1
     True
     """
-    if split not in ("train", "test"):
+    check_model(model)
+    if not isinstance(data, ImageData):
+        raise TypeError(f"data must be an ImageData, as load_data returns it; got {type(data).__name__}")
+    if not isinstance(split, str) or split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
     return _accuracy(model, getattr(data, split), data, batch_size)
 
@@ -360,7 +360,8 @@ def _restore(
         best = {name: value.to(device) for name, value in kept["best"]["state"].items()}
         return History(**kept["history"]), kept["best"]["accuracy"], best
     except Exception as error:  # a damaged file can fail in any of these lines, each in its own way
-        raise ValueError(f"{os.fspath(path)} cannot be resumed from: {error}; delete it to start anew") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{os.fspath(path)} cannot be resumed from: {reason}; delete it to start anew") from error
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -808,6 +808,16 @@ def test_evaluation_mode_puts_every_module_back_also_after_an_error():
 # ---------------------------------------------------------------- describe
 
 
+def test_a_layer_of_a_derived_class_is_refused_by_name_and_not_left_in_float_silently():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Scaled(4, 2))
+    with pytest.raises(ValueError, match="layer '2' is a Scaled, derived from Conv2d or Linear"):
+        quantize(model, "w4a4")
+
+
 def test_describe_counts_lenet5_as_one_does_by_hand():
     rows = describe(quantize(build_model("lenet5"), "w4a2"))
     assert [(r["name"], r["kind"], r["weight_bits"], r["activation_bits"]) for r in rows] == [

@@ -1,0 +1,59 @@
+"""Checks that several modules make on what they are given."""
+
+import math
+import os
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise `TypeError` unless `model` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module; got {_kind(model)}")
+
+
+def check_whole(number: int, name: str, low: int = 1, high: int = 2**31 - 1) -> None:
+    """Raise `ValueError` unless `number` is an int from `low` to `high`."""
+    if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+        limit = f"of at least {low}" if not isinstance(number, int) or number < low else f"of at most {high}"
+        raise ValueError(f"{name} must be a whole number {limit}; got {_shown(number)}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise `ValueError` unless `seed` is one that torch takes."""
+    check_whole(seed, "seed", 0, 2**63 - 1)
+
+
+def check_number(number: float, name: str, low: float = 0.0, high: float = math.inf) -> None:
+    """Raise `ValueError` unless `number` is a finite number from `low` to `high`."""
+    if isinstance(number, bool) or not isinstance(number, Real) or not low <= number <= high or number == math.inf:
+        limits = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ValueError(f"{name} must be a finite number {limits}; got {_shown(number)}")
+
+
+def check_flag(flag: bool, name: str) -> None:
+    """Raise `TypeError` unless `flag` is True or False."""
+    if not isinstance(flag, bool):
+        raise TypeError(f"{name} must be True or False; got {_shown(flag)}")
+
+
+def check_path(path: str | os.PathLike) -> Path:
+    """Return `path` as a `Path`; raise `TypeError` or `ValueError` unless it can name a file."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a text or a pathlib.Path; got {_shown(path)}")
+    if not Path(path).name or "\0" in str(path):
+        raise ValueError(f"path must name a file; got {_shown(path)}")
+    return Path(path)
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it is typed if that is short, and else its type."""
+    text = repr(value)
+    return text if len(text) < 60 and "\n" not in text else f"a {_kind(value)}"
