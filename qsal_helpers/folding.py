@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from ._arguments import check_model
+from .data import ImageData
 from .quantization import ALPHA_MIN, PACT, _has_zero, _Tracer, weight_codes
-
-if TYPE_CHECKING:
-    from .data import ImageData
 
 _IGNORED = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -86,6 +85,9 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
     >>> [step.name for step in steps][:5]
     ['image', 'conv1', 'relu1', 'pool1', 'conv2']
     """
+    check_model(model)
+    if not isinstance(data, ImageData):
+        raise TypeError(f"data must be an ImageData, as load_data returns it; got {type(data).__name__}")
     model = copy.deepcopy(model).cpu().eval()
     image_shape = tuple(data.train.images.shape[1:])
     try:
@@ -95,8 +97,11 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
             f"{type(model).__name__} cannot be exported: its forward cannot be traced ({type(error).__name__}), "
             "because it branches on its data"
         ) from error
-    with torch.no_grad():
-        ShapeProp(torch.fx.GraphModule(model, graph)).propagate(torch.zeros(1, *image_shape))
+    try:
+        with torch.no_grad():
+            ShapeProp(torch.fx.GraphModule(model, graph)).propagate(torch.zeros(1, *image_shape))
+    except RuntimeError as error:
+        raise ValueError(f"{type(model).__name__} cannot be exported: it cannot take images {image_shape}") from error
 
     steps: dict[str, Step] = {}
     names: dict[torch.fx.Node, str] = {}
