@@ -3,12 +3,14 @@
 Prints a markdown table. Each network is trained for a moment, its biases aligned, and then all test images of a mini
 set go through the torch model (in float32), the integer model, and its int8 and packed files in onnxruntime. Each
 column holds two counts: images with the same class as torch, and images whose logits are all within one step of the
-integer model's output scale from torch's.
+integer model's output scale from torch's. Where two classes have exactly equal integer logits, float noise decides
+torch's class, and the first count may miss that image.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -60,8 +62,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Agreement of torch, the integers and the ONNX files.")
     parser.add_argument("--images", type=int, help="test images of each set (default: all)")
     parser.add_argument("--train", type=int, default=2000, help="training images (default: 2000)")
-    parser.add_argument("--networks", nargs="+", default=NETWORKS, help="default: %(default)s")
-    parser.add_argument("--data", nargs="+", default=DATA, help="default: %(default)s")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, help="default: all four")
+    parser.add_argument("--data", nargs="+", default=DATA, help="default: both")
     parser.add_argument("--plain", action="store_true", help="leave the biases as training left them")
     options = parser.parse_args()
     heads = None
@@ -77,6 +79,7 @@ def main() -> None:
             heads = list(row)
             tqdm.write("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
         tqdm.write("| " + " | ".join(row.values()) + " |")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
