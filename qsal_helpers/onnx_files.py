@@ -38,7 +38,9 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
     model : as in evaluation mode; it is not changed.
     path : the file to write, usually ``something.onnx``.
     data : what the model was trained on; gives ``mean``, ``std`` and the shape of an image.
-    storage : - "int8", for speed: weights in 8-bit containers and int32 biases, for which onnxruntime has integer
+    storage : how the weights lie in the file:
+
+        - "int8", for speed: weights in 8-bit containers and int32 biases, for which onnxruntime has integer
           kernels. Biases are rounded to the accumulator's steps, which may move an activation by one level; after
           `align_biases` they are exact, so export what that returns.
         - "packed", for size: weights of 2 bits as int2 (opset 25), of 3 and 4 bits as int4 (opset 21), of more as int8;

@@ -200,13 +200,13 @@ def pact(x: Tensor, alpha: float | Tensor, bits: int) -> Tensor:
 class PACT(nn.Module):
     """An activation that learns where to clip, and rounds: `pact` with a learned ``alpha``.
 
+    ``alpha`` is an ordinary parameter. Before each use it is put back to at least 0.01,
+    so that no optimizer can push it to zero or below, where the gradient could not bring it back.
+
     Parameters
     ----------
     bits : 2 to 8, or 32 to clip without rounding.
     alpha : the starting value. ``None`` takes `default_alpha`. The paper starts at 10 and trains long; see there.
-
-    ``alpha`` is an ordinary parameter. Before each use it is put back to at least 0.01,
-    so that no optimizer can push it to zero or below, where the gradient could not bring it back.
 
     Examples
     --------
