@@ -4,12 +4,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && exit; done; echo python3)
 RUN := .venv/bin/python
 
-.PHONY: help lab course test notebooks lint clean
+.PHONY: help lab course test soak notebooks lint clean
 
 help:
 	@echo 'make lab                       open the course in JupyterLab (ARGS="--port 8899" for more options)'
 	@echo 'make course SCALE=class        run every lesson without a screen into build/course (smoke, class or full)'
 	@echo 'make test                      lint and the whole test suite (TESTS=tests/test_data.py for a part)'
+	@echo 'make soak                      the long sweeps of faults, and the unit tests under the oldest torch (hours)'
 	@echo 'make notebooks LESSON=02       execute edited lessons into notebooks/ (LESSON for one, FORCE=1 for all)'
 	@echo 'make lint                      check style and that lessons and their sources are in step'
 	@echo 'make clean                     remove what the other targets made, .venv included'
@@ -36,6 +37,10 @@ test: .venv/dev.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest $(TESTS)
+
+soak: .venv/dev.stamp
+	$(RUN) -m pytest -m soak -rA $(TESTS)
+	$(RUN) tools/versions.py --oldest
 
 clean:
 	rm -rf build .venv .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -23,7 +23,7 @@ import qsal_helpers
 from qsal_helpers import checkpoints, data, export, folding, guided, metrics, models, quantization, saliency, training
 from qsal_helpers.data import ImageData, Split
 
-CASES = 60
+CASES = 40
 PACKAGE = pathlib.Path(qsal_helpers.__file__).parent
 DOCUMENTED = (ValueError, TypeError, training.TrainingDiverged)
 

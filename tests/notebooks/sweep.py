@@ -1,5 +1,7 @@
 """Move every control of every panel of a lesson over its whole range, inside the lesson's kernel."""
 
+import random
+
 import ipywidgets
 
 from qsal_helpers.widgets import PANELS
@@ -11,8 +13,8 @@ def family(widget):
         yield from family(child)
 
 
-def values_of(control):
-    """Return up to twelve values of a control, its two ends among them."""
+def values_of(control, most=12):
+    """Return the values of a control, or `most` of them, its two ends among them."""
     if hasattr(control, "options"):
         values = [option[1] if isinstance(option, tuple) else option for option in control.options]
     elif isinstance(control, ipywidgets.Checkbox | ipywidgets.ToggleButton):
@@ -22,7 +24,9 @@ def values_of(control):
         values = [control.min + i * control.step for i in range(steps)] + [control.max]
     else:
         return []
-    return [values[round(i * (len(values) - 1) / 11)] for i in range(12)] if len(values) > 12 else values
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 def faults_shown(panel):
@@ -56,3 +60,23 @@ def sweep(panel):
 def sweep_all():
     faults = [fault for panel in PANELS for fault in sweep(panel)]
     assert not faults, "; ".join(faults)
+
+
+def wander(panel, moves, seed=0):
+    """Set random controls to random values, one after the other."""
+    chance, faults = random.Random(seed), []
+    controls = [(control, values) for control in family(panel) if (values := values_of(control, most=1000))]
+    before = [control.value for control, _ in controls]
+    for _ in range(moves if controls else 0):
+        control, values = chance.choice(controls)
+        control.value = chance.choice(values)
+        faults += [f"{control.description} = {control.value!r}: {text}" for text in faults_shown(panel)]
+    for (control, _), value in zip(controls, before, strict=True):
+        control.value = value
+    return faults
+
+
+def wander_all(moves):
+    faults = [fault for panel in PANELS for fault in wander(panel, moves)]
+    assert not faults, "; ".join(faults[:20])
+    print(f"{len(PANELS)} panels, {moves} moves each")

@@ -11,7 +11,7 @@ import pytest
 from lessons import ROOT, execute, lessons, notebook_of, read_source, widget_errors
 from papermill import PapermillExecutionError
 
-SWEEP = (Path(__file__).parent / "sweep.py").read_text() + "\n\nsweep_all()\n"
+SWEEP = (Path(__file__).parent / "sweep.py").read_text() + "\n\nsweep_all()\nwander_all(12)\n"
 
 
 def with_sweep(source):
