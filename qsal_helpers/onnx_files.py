@@ -129,7 +129,11 @@ def onnx_session(path: str | os.PathLike, threads: int | None = None) -> Inferen
             options.add_session_config_entry("session.x64quantprecision", "1")
     else:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for each way to fail, without a common one
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be run ({reason}); write it again with save_onnx") from error
 
 
 def latencies(

@@ -1,7 +1,5 @@
 """Lessons run twice, alone, side by side, after a kill, under any move of any slider, and in unkind places."""
 
-import functools
-import json
 import os
 import re
 import shutil
@@ -152,7 +150,6 @@ def test_a_thousand_random_moves_leave_every_panel_drawing(source):
 # ---------------------------------------------------------------- unkind places
 
 
-@functools.cache
 def copy_of_the_repository(folder):
     """Copy what a lesson needs into a folder that nobody may write to."""
     copy = folder / "für alle, nur lesen"
@@ -225,5 +222,5 @@ def test_no_lesson_asks_the_network_for_anything():
     fetching = re.compile(r"download=True|urllib|requests|urlopen|wget|curl |!pip|%pip|hub\.load|from_pretrained")
     for source in LESSONS:
         code = [cell.source for cell in read_source(source).cells if cell.cell_type == "code"]
-        assert not [text for text in code if fetching.search(text)], source.stem
-    json.dumps([path.stem for path in LESSONS])
+        without_strings = [re.sub(r"\"[^\"\n]*\"|'[^'\n]*'", "''", text) for text in code]
+        assert not [text for text in without_strings if fetching.search(text)], source.stem
