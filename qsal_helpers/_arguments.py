@@ -1,4 +1,9 @@
-"""Checks that several modules make on what they are given."""
+"""Checks that several modules make on what they are given.
+
+>>> check_whole(0, "batch_size")
+Traceback (most recent call last):
+ValueError: batch_size must be a whole number of at least 1; got 0
+"""
 
 import math
 import os

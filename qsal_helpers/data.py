@@ -295,8 +295,11 @@ def load_data(
     """
     if not isinstance(name, str) or name not in _CLASS_NAMES:
         raise ValueError(f"There is no data set {name!r}; choose one of {', '.join(map(repr, _CLASS_NAMES))}.")
-    if size not in ("mini", "full") and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+    is_number = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+    if not is_number and not (isinstance(size, str) and size in ("mini", "full")):
         raise ValueError(f"size must be 'mini', 'full' or a positive number of training images, got {size!r}.")
+    if not isinstance(root, str | os.PathLike | None):
+        raise TypeError(f"root must be a folder's path, got {type(root).__name__}.")
     if name == "cifar10" and size == "mini":
         raise DataNotFound(
             "CIFAR-10 has no mini set: download the full set once with "
