@@ -371,8 +371,10 @@ def _farthest(
         offsets = candidates / step % 1
         after = np.searchsorted(places, offsets).clip(1, len(places) - 1)
         margins = np.minimum(places[after] - offsets, offsets - places[after - 1])
-        if margins.max() > best:
-            best, result = margins.max(), (float(candidates[margins.argmax()]), float(gain))
+        # The smallest move that is far enough, else the farthest.
+        chosen = np.minimum(margins, _FAR).argmax()
+        if margins[chosen] > best:
+            best, result = margins[chosen], (float(candidates[chosen]), float(gain))
         if best >= _FAR:
             break
     return result

@@ -536,22 +536,23 @@ pd.DataFrame({precision: agreement(models[precision]) for precision in ("w8a8", 
 
 
 # %%
-def borders_between_sums(model, index=0):
-    folded = {step.name: step for step in folding.fold(model, data)}["conv2"].layer
-    unit = folded.scale[index] * model.relu1.alpha.item() / 3
+def borders_between_sums(model):
+    layer = {step.name: step for step in folding.fold(model, data)}["conv2"].layer
+    accumulator = layer.scale * model.relu1.alpha.item() / 3
     borders = (np.arange(3) + 0.5) * model.relu2.alpha.item() / 3
-    return (borders - folded.bias[index]) / unit
+    return (borders - layer.bias[:, None]) / accumulator[:, None]
 
 
 aligned = export.align_biases(two, data)
-for name, model in (("as trained", two), ("aligned", aligned)):
-    print(
-        f"{name:11} borders of one filter of conv2, in steps of the accumulator:", borders_between_sums(model).round(3)
-    )
+places = {"as trained": borders_between_sums(two), "aligned": borders_between_sums(aligned)}
+closest = {name: abs(b - b.round()).min(1) for name, b in places.items()}
+worst = closest["as trained"].argmin()
+print(f"borders of filter {worst} of conv2, in steps of the accumulator")
+for name in places:
+    print(f"{name:11} {places[name][worst].round(3)}  closest of all filters: {closest[name].min():.4f}")
 
 # %% [markdown]
-# After the point, the three numbers should now keep away from .000. `align_biases` does this for each filter of each
-# layer, and at the same time makes the biases such as the int8 routines can express. Where a filter has too many
+# `align_biases` keeps the borders away from the whole numbers, for each filter of each layer, and at the same time makes the biases such as the int8 routines can express. Where a filter has too many
 # borders for a good place, it also changes the gain of its batch-norm, by a few thousandths. The result is an ordinary
 # torch network with slightly other parameters. It is the one to export.
 
