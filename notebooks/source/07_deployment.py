@@ -552,9 +552,10 @@ for name in places:
     print(f"{name:11} {places[name][worst].round(3)}  closest of all filters: {closest[name].min():.4f}")
 
 # %% [markdown]
-# `align_biases` keeps the borders away from the whole numbers, for each filter of each layer, and at the same time makes the biases such as the int8 routines can express. Where a filter has too many
-# borders for a good place, it also changes the gain of its batch-norm, by a few thousandths. The result is an ordinary
-# torch network with slightly other parameters. It is the one to export.
+# `align_biases` keeps the borders away from the whole numbers, for each filter of each layer, and at the same time
+# makes the biases such as the int8 routines can express. Where a filter has too many borders for a good place, it also
+# changes the gain of its batch-norm, by a few thousandths. The result is an ordinary torch network with slightly other
+# parameters. It is the one to export.
 
 # %%
 pd.DataFrame({f"{p}, aligned": agreement(export.align_biases(models[p], data)) for p in ("w8a8", "w4a4", "w2a2")}).T
