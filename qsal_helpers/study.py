@@ -11,10 +11,12 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import platform
+import threading
 import traceback
 import warnings
 from collections.abc import Iterable
@@ -338,6 +340,7 @@ def _in_processes(runs: list[Run], folder: Path, workers: int) -> Iterable[Run]:
 
 
 def _work(run: Run, folder: Path, threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     unfinished = folder / f"{run.id}.unfinished"
     try:
@@ -347,6 +350,12 @@ def _work(run: Run, folder: Path, threads: int) -> None:
         record = _failed(run, f"{type(error).__name__}: {error}", traceback.format_exc())
     _write_record(folder, run, record)
     unfinished.unlink(missing_ok=True)
+
+
+def _end_with_parent() -> None:
+    """Without this a killed command would leave its runs behind, and the next one would do them at the same time."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _on_a_cluster(runs: list[Run], folder: Path, client: Any) -> Iterable[Run]:
@@ -435,6 +444,94 @@ def _one_line(record: dict) -> str:
     return f"{record['id']}: accuracy {record['accuracy']:.2%}, {record['seconds']:.0f} s of training"
 
 
+# ---------------------------------------------------------------- what the records say
+
+
+def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return the confidence interval of the mean of a few values, such as one a seed, by Student's t.
+
+    Half its width is t * s / sqrt(n): s is the sample's standard deviation, n how many values there are, and t
+    Student's quantile for n - 1 degrees of freedom. One value has no interval: (nan, nan).
+
+    Examples
+    --------
+    >>> low, high = interval([1.0, 2.0, 3.0])
+    >>> round(low, 2), round(high, 2)
+    (-0.48, 4.48)
+    """
+    import numpy as np
+    from scipy import stats
+
+    values = np.asarray(list(values), dtype=float)
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def compare(records: pd.DataFrame, value: str, one: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
+    """Return by how much `value` differs between two kinds of runs, paired by their seeds.
+
+    Runs of one seed share the first weights' seed and the order of the images, so their difference has less noise in it
+    than the two have by themselves.
+
+    Parameters
+    ----------
+    records : of `load_records`.
+    one, base : a column of `records` -> what it must be, for instance ``{"precision": "w2a2"}``.
+
+    Returns
+    -------
+    ``difference`` (one minus base, mean over the seeds that both have), ``low`` and ``high`` (its 95 % interval), ``p``
+    (two-sided paired t-test; NaN with fewer than two seeds) and ``seeds``.
+
+    Raises
+    ------
+    ValueError if a description fits two runs of one seed.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> records = pd.DataFrame({"bits": [2, 2, 4, 4], "seed": [0, 1, 0, 1], "accuracy": [0.7, 0.8, 0.8, 0.92]})
+    >>> found = compare(records, "accuracy", {"bits": 4}, {"bits": 2})
+    >>> round(found["difference"], 3), found["seeds"]
+    (0.11, 2)
+    """
+    from scipy import stats
+
+    pair = []
+    for wanted in (one, base):
+        chosen = records[(records[list(wanted)] == list(wanted.values())).all(axis=1)].set_index("seed")[value].dropna()
+        if not chosen.index.is_unique:
+            raise ValueError(f"{wanted} fits more than one run of a seed; name more columns")
+        pair.append(chosen)
+    differences = (pair[0] - pair[1]).dropna()
+    low, high = interval(differences)
+    spread = differences.std() if len(differences) > 1 else math.nan
+    p = float(stats.ttest_1samp(differences, 0).pvalue) if spread > 0 else math.nan
+    return {"difference": float(differences.mean()), "low": low, "high": high, "p": p, "seeds": len(differences)}
+
+
+def holm(p_values: Iterable[float]) -> list[float]:
+    """Return p-values corrected for how many there are (Holm 1979). NaN stays NaN and does not count.
+
+    The smallest is multiplied by how many there are, the second smallest by one less, and so on; none may end up below
+    a smaller one's, or above 1. So the chance of one false alarm among all of them is at most the level.
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.5])
+    [0.03, 0.08, 0.5]
+    """
+    p_values = list(p_values)
+    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    corrected, largest = [math.nan] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
 # ---------------------------------------------------------------- the study's own runs
 
 PRECISIONS = ("fp32", "w4a4", "mixed-4/2", "w2a2")
@@ -454,6 +551,7 @@ def plan() -> dict[str, list[Run]]:
     cells = list(itertools.product(PRECISIONS, ("plain", "guided", "published")))
     low = list(itertools.product(("w4a4", "w2a2"), range(3)))
     some = lambda **fields: [Run(precision=precision, seed=seed, **fields) for precision, seed in low]
+    ratios = (0.25, 0.75)
     return {
         **{
             name + suffix: [Run(name, size, precision=p, objective=o, seed=s) for s in range(5) for p, o in cells]
@@ -465,50 +563,68 @@ def plan() -> dict[str, list[Run]]:
             for o in ("plain", "guided")
             for p in PRECISIONS
         ],
-        "ratios": [run for ratio in (0.25, 0.75) for run in some(objective="guided", mask_ratio=ratio)],
+        "ratios-mini": [run for ratio in ratios for run in some(size="mini", objective="guided", mask_ratio=ratio)],
+        "fills-mini": [
+            run for fill in ("black", "blur") for run in [*some(size="mini", objective="guided", fill=fill)]
+        ],
+        "ratios": [run for ratio in ratios for run in some(objective="guided", mask_ratio=ratio)],
         "ranking": some(objective="guided", rank_by="signed"),
         "ends": [run for bits in (2, 4) for run in some(first=bits, last=bits)],
         "weights": some(scheme="dorefa"),
     }
 
 
-def agreement(folder: str | os.PathLike, data: str = "fashion-mnist", explained: int = 500) -> pd.DataFrame:
-    """Return how far the gradient maps of the trained models beside the records agree with those of plain fp32 ones.
+def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = True) -> pd.DataFrame:
+    """Return how far the gradient maps of trained models agree with those of plain fp32 ones of another seed.
 
-    The floor to hold them against is in the rows whose model is a plain fp32 one itself, of another seed: two networks
-    that differ in nothing but chance.
+    The floor to hold the figures against is in the rows whose model is a plain fp32 one itself: two networks that
+    differ in nothing but chance.
+
+    Parameters
+    ----------
+    runs : runs on one data set, whose models lie in `folder`; those without a model are left out.
 
     Returns
     -------
-    A row for each pair of a model and a plain fp32 model of another seed, with the ids ``id`` and ``reference`` and
-    the means over the images of ``rank correlation``, ``top-k overlap`` and ``ssim``. The explained class is the
+    A row for each pair of a model and a plain fp32 model of another seed: the ids ``id`` and ``reference``, and the
+    means over the explained images of ``rank correlation``, ``top-k overlap`` and ``ssim``. The explained class is the
     reference's prediction.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder, small = tempfile.mkdtemp(), Run("mnist", size=500, model="lenet5", epochs=1, explained=4)
+    >>> runs = [small, dataclasses.replace(small, seed=1)]
+    >>> _ = run_all(runs, folder, workers=2, progress=False)
+    >>> len(agreement(runs, folder, progress=False))
+    2
     """
     import pandas as pd
 
-    folder, images = Path(folder), load_data(data, "full")
-    x = images.normalise(images.test.images[:explained])
-    runs = [Run(**read_record(folder, path.stem)["run"]) for path in sorted(folder.glob(f"{data}-*.safetensors"))]
-    references = [run for run in runs if run == Run(data, seed=run.seed, model=run.model, epochs=run.epochs)]
+    folder = Path(folder)
+    runs = [run for run in dict.fromkeys(runs) if (folder / f"{run.id}.safetensors").exists()]
+    plain = [run for run in runs if run.precision == "fp32" and run.objective == "plain"]
+    pairs = [(reference, run) for reference in plain for run in runs if run.seed != reference.seed]
+    models = {run: load_model(folder / f"{run.id}.safetensors") for run in runs}
+    explained = {}
+    for reference in plain:
+        data = load_data(reference.data, reference.size)
+        x = data.normalise(data.test.images[: reference.explained])
+        with torch.inference_mode():
+            target = models[reference](x).argmax(1)
+        explained[reference] = x, target, saliency_map(models[reference], x, target)
     rows = []
-    bar = tqdm(total=len(references) * len(runs), unit="pair", leave=False)
-    for reference in references:
-        model = load_model(folder / f"{reference.id}.safetensors")
-        target = model(x).argmax(1)
-        maps = saliency_map(model, x, target)
-        for run in runs:
-            bar.update()
-            if run.seed == reference.seed:
-                continue
-            others = saliency_map(load_model(folder / f"{run.id}.safetensors"), x, target)
-            pairs = {
-                "rank correlation": metrics.rank_correlation(maps, others),
-                "top-k overlap": metrics.top_k_overlap(maps, others),
-                "ssim": metrics.ssim(maps, others),
-            }
-            means = {name: round(float(values.nanmean()), 5) for name, values in pairs.items()}
-            rows.append({"id": run.id, "reference": reference.id} | means)
-    return pd.DataFrame(rows)
+    for reference, run in tqdm(pairs, disable=not progress, unit="pair", leave=False):
+        x, target, maps = explained[reference]
+        others = saliency_map(models[run], x, target)
+        found = {
+            "rank correlation": metrics.rank_correlation(maps, others),
+            "top-k overlap": metrics.top_k_overlap(maps, others),
+            "ssim": metrics.ssim(maps, others),
+        }
+        means = {name: round(float(values.nanmean()), 5) for name, values in found.items()}
+        rows.append({"id": run.id, "reference": reference.id} | means)
+    return pd.DataFrame(rows, columns=["id", "reference", "rank correlation", "top-k overlap", "ssim"])
 
 
 def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd.DataFrame:
@@ -568,8 +684,10 @@ def main(arguments: list[str] | None = None) -> None:
         for run in runs if fields else []:
             print(_one_line(read_record(given.folder, run)))
     elif given.do == "agree":
-        found = agreement(given.folder, given.data or "fashion-mnist")
-        found.to_csv(given.folder / f"agreement-{given.data or 'fashion-mnist'}.csv", index=False)
+        for name in ("fashion-mnist-mini", "mnist-mini", "fashion-mnist", "mnist"):
+            found = agreement(plan()[name], given.folder)
+            if len(found):
+                found.to_csv(given.folder / f"agreement-{name}.csv", index=False)
     else:
         records = load_records(given.folder)
         for value in ("accuracy", *SHOWN):

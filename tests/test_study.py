@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +13,30 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
+from scipy import stats
 
 from qsal_helpers import study
 from qsal_helpers.guided import SaliencyGuided
-from qsal_helpers.study import RecordError, Run, execute, load_records, plan, read_record, run_all, summary, table
+from qsal_helpers.study import (
+    RecordError,
+    Run,
+    agreement,
+    compare,
+    execute,
+    holm,
+    interval,
+    load_records,
+    plan,
+    read_record,
+    run_all,
+    summary,
+    table,
+)
 from qsal_helpers.training import cross_entropy
 
 TINY = Run("mnist", size=500, model="lenet5", epochs=1, explained=4)
@@ -170,6 +189,57 @@ def test_only_the_plans_main_runs_enter_the_paper_style_table():
     assert list(found.columns) == ["fp32", "w2a2"] and len(found) == 1
 
 
+# ---------------------------------------------------------------- what the records say
+
+
+def test_the_interval_of_a_mean_is_that_of_scipy_and_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    samples = generator.normal(3.0, 2.0, (2000, 4))
+    intervals = np.array([interval(sample) for sample in samples])
+    covered = ((intervals[:, 0] < 3) & (intervals[:, 1] > 3)).mean()
+    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+    expected = stats.t.interval(0.95, 3, samples[0].mean(), stats.sem(samples[0]))
+    assert np.allclose(intervals[0], expected)
+    assert all(math.isnan(end) for end in interval([1.0]))
+
+
+def test_a_comparison_pairs_runs_by_their_seeds_and_equals_the_paired_t_test():
+    a, b = [0.9, 0.8, 0.85, 0.95], [0.85, 0.79, 0.8, 0.97]
+    rows = [{"bits": 4, "seed": s, "accuracy": v} for s, v in enumerate(a)]
+    rows += [{"bits": 2, "seed": s, "accuracy": v} for s, v in reversed(list(enumerate(b)))]
+    rows += [{"bits": 2, "seed": 9, "accuracy": 0.1}]
+    found = compare(pd.DataFrame(rows), "accuracy", {"bits": 4}, {"bits": 2})
+    assert math.isclose(found["p"], stats.ttest_rel(a, b).pvalue) and found["seeds"] == 4
+    assert math.isclose(found["difference"], np.mean(np.subtract(a, b)))
+    assert found["low"] < found["difference"] < found["high"]
+
+
+def test_a_comparison_needs_two_seeds_for_a_verdict_and_one_run_a_seed():
+    frame = pd.DataFrame({"bits": [4, 2], "seed": [0, 0], "accuracy": [0.9, 0.8]})
+    found = compare(frame, "accuracy", {"bits": 4}, {"bits": 2})
+    assert math.isclose(found["difference"], 0.1) and math.isnan(found["p"]) and found["seeds"] == 1
+    with pytest.raises(ValueError, match="more than one run"):
+        compare(frame, "accuracy", {"seed": 0}, {"bits": 2})
+
+
+def test_holms_correction_keeps_false_alarms_among_many_tests_at_the_level():
+    generator = np.random.default_rng(0)
+    alarms = np.mean([min(holm(generator.random(10))) < 0.05 for _ in range(2000)])
+    assert alarms < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
+    assert holm([0.5, 0.01, 0.04]) == [0.5, 0.03, 0.08]
+    assert holm([0.01, math.nan])[0] == 0.01 and math.isnan(holm([0.01, math.nan])[1])
+
+
+def test_maps_agree_fully_with_those_of_an_equal_network(done, tmp_path):
+    folder, (_, good), _ = done
+    twin = dataclasses.replace(good, seed=1)
+    for run in (good, twin):
+        shutil.copy(folder / f"{good.id}.safetensors", tmp_path / f"{run.id}.safetensors")
+    found = agreement([good, twin, LONGER], tmp_path, progress=False)
+    assert [(row.id, row.reference) for row in found.itertuples()] == [(twin.id, good.id), (good.id, twin.id)]
+    assert np.allclose(found[["rank correlation", "top-k overlap", "ssim"]], 1, atol=1e-4)
+
+
 # ---------------------------------------------------------------- what survives
 
 
@@ -183,14 +253,15 @@ def command(folder, run, *more):
 def test_a_run_killed_between_epochs_goes_on_to_the_record_of_an_undisturbed_one(tmp_path):
     [expected] = run_all([LONGER], tmp_path / "undisturbed", workers=study._cores(), progress=False)
     folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(folder, LONGER), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command(folder, LONGER), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     unfinished = folder / f"{LONGER.id}.unfinished"
     while not unfinished.exists() and process.poll() is None:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
     process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert workers and not alive, "the run went on without the command that had started it"
     assert not (folder / f"{LONGER.id}.json").exists(), "the run was over before it could be killed"
     assert 0 < torch.load(unfinished, weights_only=True)["history"]["best_epoch"] < LONGER.epochs
     [record] = run_all([LONGER], folder, workers=study._cores(), progress=False)
