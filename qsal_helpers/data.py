@@ -254,21 +254,19 @@ def load_data(
 
     Parameters
     ----------
-    name : str
-        "mnist", "fashion-mnist" or "cifar10".
-    size : "mini", "full" or int
+    name : "mnist", "fashion-mnist" or "cifar10".
+    size : "mini", "full" or a number of training images.
+
         - "mini" comes with the package: FashionMNIST with 10,000 + 2,000 images, MNIST with 4,000 + 1,000.
           MNIST-mini's test images are taken from MNIST's official *training* set, so figures on them cannot be
           compared with published ones. CIFAR-10 has no mini set.
         - "full" is the official set, 60,000 + 10,000 images (CIFAR-10: 50,000 + 10,000), in its official order.
-        - A number n is the number of training images. They are the first n of the mini set if it has that many
+        - With a number n, the training images are the first n of the mini set if it has that many
           (its order is shuffled, with the classes in turn), else n images of the full set, drawn in the same way.
           There are n // 5 test images, but at least 100 and at most what there is.
-    root : path, optional
-        The folder that holds the full sets as torchvision lays them out. If not given: the folder named in
+    root : the folder that holds the full sets as torchvision lays them out. If not given: the folder named in
         `$QSAL_DATA`; if that is not set, a folder `qsal` in the user's cache.
-    download : bool
-        Whether to download a full set that is not in `root` or is damaged there.
+    download : whether to download a full set that is not in `root` or is damaged there.
 
     Returns
     -------

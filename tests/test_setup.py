@@ -37,11 +37,11 @@ def conda_packages():
 
 def test_every_package_we_ask_for_has_one_exact_version():
     exact = constraints()
-    assert {requirement.name for requirement in requirements("lab", "dev", "cluster")} <= set(exact)
+    assert {requirement.name for requirement in requirements("lab", "site", "dev", "cluster")} <= set(exact)
     assert all(Version(version) for version in exact.values())
 
 
-@pytest.mark.parametrize("requirement", requirements("lab", "dev", "cluster"), ids=str)
+@pytest.mark.parametrize("requirement", requirements("lab", "site", "dev", "cluster"), ids=str)
 def test_the_exact_version_lies_in_the_range_of_pyproject(requirement):
     assert constraints()[requirement.name] in requirement.specifier
 
@@ -93,7 +93,7 @@ def test_binder_starts_what_it_was_asked_to_start():
     assert (ROOT / "binder/start").read_text().endswith('exec "$@"\n')
 
 
-@pytest.mark.parametrize("target", ["lab", "course", "notebooks", "lint", "test", "clean"])
+@pytest.mark.parametrize("target", ["lab", "course", "notebooks", "site", "lint", "test", "clean"])
 def test_make_alone_lists_each_target(target):
     help_text = MAKEFILE[MAKEFILE.index("help:") : MAKEFILE.index("\n\n", MAKEFILE.index("help:"))]
     assert f"make {target} " in help_text

@@ -1,4 +1,4 @@
-"""Make .venv and install the course into it: ``python tools/install.py lab`` or ``dev``.
+"""Make .venv and install the course into it: ``python tools/install.py lab``, ``site`` or ``dev``.
 
 Python 3.6 must be able to read this file, so that it can say in a sentence that it is too old.
 """
@@ -17,6 +17,8 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 13):
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "Scripts", "python.exe") if os.name == "nt" else os.path.join(VENV, "bin", "python")
+
+INCLUDED = {"lab": ["lab"], "site": ["lab", "site"], "dev": ["lab", "site", "dev"]}  # what comes with each
 
 
 def works(python: str) -> bool:
@@ -41,12 +43,14 @@ def install(extra: str) -> None:
     command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
     if subprocess.run([*command, "-c", "constraints.txt", "-e", f".[{extra}]"], cwd=ROOT, check=False).returncode:
         sys.exit("pip could not install the course; its last lines above say why.")
-    for name in ("lab", "dev") if extra == "dev" else ("lab",):
+    for name in INCLUDED[extra]:
         with open(os.path.join(VENV, name + ".stamp"), "w"):
             pass
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["lab"], ["dev"]):
-        sys.exit("Say what to install: python tools/install.py lab (to learn) or dev (to change and test the course).")
+    if len(sys.argv) != 2 or sys.argv[1] not in INCLUDED:
+        sys.exit(
+            "Say what to install: python tools/install.py lab (to learn), site or dev (to change and test the course)."
+        )
     install(sys.argv[1])
