@@ -65,7 +65,8 @@ class Run:
     data, size : of `load_data`.
     model : of `build_model`.
     precision, scheme : of `quantize`; first, last : the bits of the end layers of a quantized model.
-    objective : "plain", "guided" (`SaliencyGuided`) or "published" (`SaliencyGuided.as_published`).
+    objective : "plain", "guided" (`SaliencyGuided`), "published" (`SaliencyGuided.as_published`), or
+        "published-frozen", the same but for batch-norm's running statistics, which masked images do not touch.
     mask_ratio, weight, rank_by, fill, ramp_steps : of `SaliencyGuided`; "published" reads only the ratio, "plain" none.
     epochs, augment, seed : of `fit`. The seed also draws the first weights.
     explained : how many test images the maps' metrics are taken over, the first ones of the test set.
@@ -124,9 +125,11 @@ class Run:
             return cross_entropy
         if self.objective == "published":
             return SaliencyGuided.as_published(self.mask_ratio)
+        if self.objective == "published-frozen":
+            return dataclasses.replace(SaliencyGuided.as_published(self.mask_ratio), freeze_statistics=True)
         if self.objective == "guided":
             return SaliencyGuided(self.mask_ratio, self.weight, self.rank_by, self.fill, ramp_steps=self.ramp_steps)
-        raise ValueError(f"objective must be plain, guided or published; got {self.objective!r}")
+        raise ValueError(f"objective must be plain, guided, published or published-frozen; got {self.objective!r}")
 
 
 # ---------------------------------------------------------------- one run

@@ -85,7 +85,9 @@ def test_the_objective_of_a_run_is_what_its_fields_say():
     published = dataclasses.replace(TINY, objective="published", mask_ratio=0.3)
     assert published.build_objective() == SaliencyGuided.as_published(0.3)
     assert LONGER.build_objective() == SaliencyGuided(ramp_steps=10)
-    with pytest.raises(ValueError, match="plain, guided or published"):
+    frozen = dataclasses.replace(TINY, objective="published-frozen").build_objective()
+    assert frozen.freeze_statistics and not published.build_objective().freeze_statistics
+    with pytest.raises(ValueError, match="plain, guided, published or"):
         dataclasses.replace(TINY, objective="magic").build_objective()
 
 
