@@ -282,14 +282,7 @@ def entropy(maps: Tensor) -> Tensor:
     """Return the Shannon entropy of each map's magnitudes, as shares of their sum, in nats.
 
     0: one pixel has it all; ``log(H * W)``: all pixels equal. A map of zeros counts as one with all pixels equal.
-
-    Parameters
-    ----------
-    maps : ``(N, H, W)``.
-
-    Returns
-    -------
-    float32 ``(N,)``.
+    Takes and returns what `gini` does.
 
     Examples
     --------
@@ -356,15 +349,7 @@ def pointing_game(maps: Tensor, mask: Tensor) -> Tensor:
 
     Zhang et al. 2018 (excitation backprop), section 4.1, without a margin: these images are small. If several pixels
     share the largest value, it is the fraction of them on the object, so a constant map gets chance level.
-
-    Parameters
-    ----------
-    maps : ``(N, H, W)``.
-    mask : bool ``(N, H, W)``, from `object_mask`.
-
-    Returns
-    -------
-    float32 ``(N,)``; its mean is the usual figure.
+    Takes and returns what `foreground_mass` does; the mean over the images is the usual figure.
 
     Examples
     --------

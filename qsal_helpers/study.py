@@ -567,9 +567,8 @@ def plan() -> dict[str, list[Run]]:
             for p in PRECISIONS
         ],
         "ratios-mini": [run for ratio in ratios for run in some(size="mini", objective="guided", mask_ratio=ratio)],
-        "fills-mini": [
-            run for fill in ("black", "blur") for run in [*some(size="mini", objective="guided", fill=fill)]
-        ],
+        "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(3)],
+        "fills-mini": [run for fill in ("black", "blur") for run in some(size="mini", objective="guided", fill=fill)],
         "ratios": [run for ratio in ratios for run in some(objective="guided", mask_ratio=ratio)],
         "ranking": some(objective="guided", rank_by="signed"),
         "ends": [run for bits in (2, 4) for run in some(first=bits, last=bits)],

@@ -187,8 +187,9 @@ def fit(
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         order = torch.Generator().manual_seed(seed)
+        live = _Live(model, optimizer, objective, order, device, steps)
         if resume is not None and os.path.exists(resume):
-            history, best_accuracy, best_state = _restore(resume, model, optimizer, objective, order, device, steps)
+            history, best_accuracy, best_state = _restore(resume, live)
             step = history.epochs * (steps // epochs)
             bar.update(step)
         try:
@@ -232,7 +233,7 @@ def fit(
                     best_accuracy, best_state, history.best_epoch = accuracy, _state(model), epoch
                 if resume is not None:
                     best = {"accuracy": best_accuracy, "state": best_state}
-                    _keep(resume, model, optimizer, objective, order, device, steps, history, best)
+                    _keep(resume, live, history, best)
                 bar.set_description(f"epoch {min(epoch + 1, epochs)}/{epochs}")
                 bar.set_postfix(loss=f"{mean_loss:.3f}", validation=f"{accuracy:.1%}")
         except KeyboardInterrupt:
@@ -304,27 +305,29 @@ def _split(split: Split, validation: float, seed: int, device: torch.device) -> 
     return tuple(Split(part.images.to(device), part.labels.to(device)) for part in parts)
 
 
-def _keep(
-    path: str | os.PathLike,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    order: torch.Generator,
-    device: torch.device,
-    steps: int,
-    history: History,
-    best: dict[str, Any],
-) -> None:
+@dataclass
+class _Live:
+    """What changes while a training goes on, besides its history."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    order: torch.Generator
+    device: torch.device
+    steps: int
+
+
+def _keep(path: str | os.PathLike, live: _Live, history: History, best: dict[str, Any]) -> None:
     """Write all that the next epoch depends on, so that a kill at any moment leaves the old file or the new one."""
+    counts = {name: value for name, value in getattr(live.objective, "__dict__", {}).items() if type(value) is int}
     kept = {
-        "steps": steps,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        # What an objective counts, such as the calls of a schedule.
-        "objective": {name: value for name, value in getattr(objective, "__dict__", {}).items() if type(value) is int},
-        "order": order.get_state(),
+        "steps": live.steps,
+        "model": live.model.state_dict(),
+        "optimizer": live.optimizer.state_dict(),
+        "objective": counts,  # such as the calls of a schedule
+        "order": live.order.get_state(),
         "random": torch.get_rng_state(),
-        "random_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "random_gpu": torch.cuda.get_rng_state(live.device) if live.device.type == "cuda" else None,
         "history": dataclasses.asdict(history),
         "best": best,
     }
@@ -336,28 +339,20 @@ def _keep(
         pathlib.Path(unfinished).unlink(missing_ok=True)
 
 
-def _restore(
-    path: str | os.PathLike,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    order: torch.Generator,
-    device: torch.device,
-    steps: int,
-) -> tuple[History, float, dict[str, Any]]:
+def _restore(path: str | os.PathLike, live: _Live) -> tuple[History, float, dict[str, Any]]:
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
-        if kept["steps"] != steps:
-            raise ValueError(f"it was made for {kept['steps']} steps, this training has {steps}")
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
+        if kept["steps"] != live.steps:
+            raise ValueError(f"it was made for {kept['steps']} steps, this training has {live.steps}")
+        live.model.load_state_dict(kept["model"])
+        live.optimizer.load_state_dict(kept["optimizer"])
         for name, value in kept["objective"].items():
-            setattr(objective, name, value)
-        order.set_state(kept["order"])
+            setattr(live.objective, name, value)
+        live.order.set_state(kept["order"])
         torch.set_rng_state(kept["random"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(kept["random_gpu"], device)
-        best = {name: value.to(device) for name, value in kept["best"]["state"].items()}
+        if live.device.type == "cuda":
+            torch.cuda.set_rng_state(kept["random_gpu"], live.device)
+        best = {name: value.to(live.device) for name, value in kept["best"]["state"].items()}
         return History(**kept["history"]), kept["best"]["accuracy"], best
     except Exception as error:  # a damaged file can fail in any of these lines, each in its own way
         reason = str(error).partition("\n")[0]

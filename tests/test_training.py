@@ -216,6 +216,34 @@ def test_an_interrupt_leaves_model_and_history_usable_and_fit_can_go_on(at, caps
     assert again.epochs == 2 and not again.interrupted
 
 
+@pytest.mark.parametrize("objective", [cross_entropy, SaliencyGuided(0.5, ramp_steps=20)], ids=["plain", "ramp"])
+def test_a_resumed_training_ends_with_the_numbers_of_an_undisturbed_one(objective, tmp_path):
+    whole, parts = net("w4a4", dropout=0.2), net("w4a4", dropout=0.2)
+    expected = run(whole, epochs=4, objective=objective)
+    file = tmp_path / "progress"
+
+    def interrupt(progress):
+        if progress.epoch == 3:
+            raise KeyboardInterrupt
+
+    run(parts, epochs=4, objective=objective, resume=file, callback=interrupt, callback_every=1)
+    fresh = net("w4a4", dropout=0.2, seed=5)
+    history = run(fresh, epochs=4, objective=objective, resume=file)
+    assert numbers(history) == numbers(expected) and same(state(fresh), state(whole))
+    again = run(fresh, epochs=4, objective=objective, resume=file)
+    assert numbers(again) == numbers(expected) and same(state(fresh), state(whole))
+
+
+def test_a_file_of_another_training_is_not_resumed_from_and_says_what_to_do(tmp_path):
+    file = tmp_path / "progress"
+    run(net(), resume=file)
+    with pytest.raises(ValueError, match="made for .* steps, this training has .*; delete it to start anew"):
+        run(net(), epochs=3, resume=file)
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="cannot be resumed from"):
+        run(net(), resume=file)
+
+
 def test_an_interrupt_in_the_middle_of_the_masked_pass_leaves_batch_norm_as_it_was():
     model, calls = net(), []
 
