@@ -1,16 +1,24 @@
-"""Graders for the exercises: each says in words what is wrong, and shows it.
+"""Graders for the exercises: each says in words what is wrong, and shows it as a small table or picture.
 
 A check never raises, whatever the student's function does: it returns True when the exercise is solved and False
 otherwise, and prints one paragraph. A stub that was left alone (it returns None or ``...``) is "not done yet".
+
+``python -m qsal_helpers.checks notebook.ipynb`` grades a whole notebook; see `qsal_helpers.grading`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import math
+import reprlib
+import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +29,40 @@ from .models import build_model
 from .quantization import quantize, quantize_uniform
 from .training import fit
 
-TIME_LIMIT = 10.0  # seconds
+if TYPE_CHECKING:
+    from .plots import Picture
+
+TIME_LIMIT = 10.0  # seconds of computing, or three times as many by the clock: a busy machine needs them
+THREAD = "exercise"  # the name of the threads that run students' functions
+
+
+class Outcome(NamedTuple):
+    """What became of one exercise: `state` is "done", "not yet", "wrong" or "error"."""
+
+    exercise: str
+    state: str
+    message: str = ""
+
+
+# Every outcome of this process, the latest last, so that the teacher's command need not read what is printed.
+OUTCOMES: list[Outcome] = []
 
 
 class _Wrong(Exception):
-    """What is wrong with an answer, as a sentence for the student."""
+    """What is wrong with an answer, as a sentence for the student, and a table or a picture that shows it."""
+
+    table = ""
+    picture: Callable[[], Picture] | None = None
 
 
 class _NotDone(Exception):
     """The stub was left alone."""
 
 
-def grade(exercise: str, test: Callable[[], None], hint: str) -> bool:
+def grade(exercise: str, test: Callable[[], None], hint: str, shown: str = "") -> bool:
     """Run `test`, which raises `_Wrong` or `_NotDone`, and tell the student the outcome.
+
+    A wrong answer gets the hint, and the table `shown` unless `test` made one of its own.
 
     Examples
     --------
@@ -41,19 +70,75 @@ def grade(exercise: str, test: Callable[[], None], hint: str) -> bool:
     add: correct.
     True
     """
+    picture = None
     try:
         _within_time(test)
     except _NotDone:
-        print(f"{exercise}: not done yet. The lesson goes on with the package's version.")
-        return False
+        outcome = Outcome(exercise, "not yet")
+        said = "not done yet. The lesson goes on with the package's version."
     except _Wrong as wrong:
-        print(f"{exercise}: not right yet. {wrong}\nHint: {hint}")
-        return False
+        outcome, picture = Outcome(exercise, "wrong", str(wrong)), wrong.picture
+        said = "\n".join(part for part in (f"not right yet. {wrong}", wrong.table or shown, f"Hint: {hint}") if part)
     except Exception as error:
-        print(f"{exercise}: your function stopped with {type(error).__name__}: {error}\nHint: {hint}")
-        return False
-    print(f"{exercise}: correct.")
-    return True
+        name = "".join(traceback.format_exception_only(error)).strip()  # survives a broken __str__
+        outcome = Outcome(exercise, "error", name)
+        said = f"your function stopped with {name}\nHint: {hint}"
+    else:
+        outcome, said = Outcome(exercise, "done"), "correct."
+    OUTCOMES.append(outcome)
+    print(f"{exercise}: {said}")
+    if picture and "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+        sys.modules["IPython"].display.display(picture())
+    return outcome.state == "done"
+
+
+@contextlib.contextmanager
+def _showing(table: str = "", picture: Callable[[], Picture] | None = None) -> Iterator[None]:
+    """Show this beside whatever is found wrong inside."""
+    try:
+        yield
+    except _Wrong as wrong:
+        wrong.table, wrong.picture = wrong.table or table, wrong.picture or picture
+        raise
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return rows under their heads, the columns aligned and indented.
+
+    Examples
+    --------
+    >>> print(table(["bits", "levels"], [[1, 2], [2, 4]]))
+        bits  levels
+           1       2
+           2       4
+    """
+    cells = [list(heads), *([f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    return "\n".join("    " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells)
+
+
+def beside(answer: Tensor, wanted: Tensor, most: int = 6) -> str:
+    """Return two small matrices beside each other: the part of `answer` that is furthest off, and what is wanted there.
+
+    Examples
+    --------
+    >>> print(beside(torch.zeros(2, 2), torch.eye(2)))
+        yours   |  should be
+        0    0  |     1    0
+        0    0  |     0    1
+    """
+    answer, wanted = torch.atleast_2d(answer), torch.atleast_2d(wanted)
+    place, shape = int((answer - wanted).abs().nan_to_num(nan=math.inf).argmax()), answer.shape
+    start = f"    at [{', '.join(str(int(i)) for i in torch.unravel_index(torch.tensor(place), shape)[:-2])}]:\n"
+    last = shape[-2] * shape[-1]
+    blocks = [t.reshape(-1, *shape[-2:])[place // last][:most, :most].tolist() for t in (answer, wanted)]
+    texts = [[[f"{value:.3g}" for value in row] for row in block] for block in blocks]
+    wide = max(4, max(len(value) for block in texts for row in block for value in row))
+    lines = [["  ".join(value.rjust(wide) for value in row) for row in block] for block in texts]
+    across = max(len(lines[0][0]), len("should be"))
+    heads = "    " + "yours".ljust(across) + "  |  " + "should be".rjust(across)
+    body = [f"    {mine.ljust(across)}  |  {right.rjust(across)}" for mine, right in zip(*lines, strict=True)]
+    return (start if answer.dim() > 2 else "") + "\n".join([heads, *body])
 
 
 def _within_time(test: Callable[[], None]) -> None:
@@ -66,14 +151,28 @@ def _within_time(test: Callable[[], None]) -> None:
             outcome.append(error)
 
     # A daemon thread: an endless loop in a student's answer must not keep the kernel from going on.
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, daemon=True, name=THREAD)
+    computed, clock = time.process_time(), time.monotonic()
     thread.start()
-    thread.join(TIME_LIMIT)
-    if thread.is_alive():
-        raise _Wrong(f"It did not finish within {TIME_LIMIT:.0f} seconds: is there a loop that never ends?")
+    while thread.is_alive():
+        thread.join(min(0.1, TIME_LIMIT))
+        late = time.process_time() - computed > TIME_LIMIT or time.monotonic() - clock > 3 * TIME_LIMIT
+        if late and thread.is_alive():
+            raise _Wrong(f"It did not finish within {TIME_LIMIT:.0f} seconds: is there a loop that never ends?")
     if outcome:
         error = outcome[0]
         raise error if isinstance(error, Exception) else _Wrong(f"It stopped with {type(error).__name__}.")
+
+
+def still_running() -> bool:
+    """Tell whether a student's function goes on after its time was up.
+
+    Examples
+    --------
+    >>> still_running()
+    False
+    """
+    return any(thread.name == THREAD for thread in threading.enumerate())
 
 
 def expect_tensor(answer: Any, like: Tensor, what: str) -> Tensor:
@@ -107,7 +206,8 @@ def expect_close(answer: Any, wanted: Tensor, at: Tensor, what: str) -> None:
     if bool(wrong.any()):
         rows = zip(at[wrong].flatten().tolist(), answer[wrong].tolist(), wanted[wrong].tolist(), strict=False)
         lines = [f"    at {x:8.4g}: {what} is {got:8.4g}, should be {want:8.4g}" for x, got, want in list(rows)[:4]]
-        raise _Wrong(f"{what} differs at {int(wrong.sum())} of {wrong.numel()} points:\n" + "\n".join(lines))
+        with _showing(beside(answer, wanted) if wanted.dim() > 1 else ""):
+            raise _Wrong(f"{what} differs at {int(wrong.sum())} of {wrong.numel()} points:\n" + "\n".join(lines))
 
 
 def expect_number(answer: Any, what: str) -> float:
@@ -123,7 +223,7 @@ def expect_number(answer: Any, what: str) -> float:
     if isinstance(answer, Tensor) and answer.numel() == 1:
         answer = answer.item()
     if isinstance(answer, bool) or not isinstance(answer, int | float):
-        raise _Wrong(f"{what} should be one number, but your function returned {answer!r}.")
+        raise _Wrong(f"{what} should be one number, but your function returned {reprlib.repr(answer)}.")
     if not math.isfinite(answer):
         raise _Wrong(f"{what} is {answer}: is something divided by zero?")
     return float(answer)
@@ -156,7 +256,8 @@ def check_number_of_levels(student: Callable[[int], int]) -> bool:
                 raise _Wrong(f"{says} One is missing: 1 bit can be 0 or 1, which are two numbers.")
             raise _Wrong(f"{says} Count by hand: 1 bit can be 0 or 1; 2 bits can be 00, 01, 10 or 11.")
 
-    return grade("number_of_levels", test, hint="Write down all the words of 1, 2 and 3 bits, and count.")
+    words = table(["bits", "words"], [[b, " ".join(f"{i:0{b}b}" for i in range(2**b))] for b in (1, 2, 3)])
+    return grade("number_of_levels", test, "Write down all the words of 1, 2 and 3 bits, and count.", words)
 
 
 def check_agreement(student: Callable[[Tensor, Tensor], float]) -> bool:
@@ -188,9 +289,11 @@ def check_agreement(student: Callable[[Tensor, Tensor], float]) -> bool:
             raise _Wrong(f"{says} You took the largest of each column; each row is an image, so use argmax(1).")
         raise _Wrong(says)
 
-    return grade(
-        "agreement", test, hint="argmax(1) gives the class of each row; == compares; .float().mean() averages."
-    )
+    classes = zip(a.tolist(), b.tolist(), a.argmax(1).tolist(), b.argmax(1).tolist(), strict=True)
+    rows = [[*row, "yes" if row[2] == row[3] else "no"] for row in classes]
+    shown = table(["outputs_a", "outputs_b", "class a", "class b", "same"], rows)
+    hint = "argmax(1) gives the class of each row; == compares; .float().mean() averages."
+    return grade("agreement", test, hint, shown)
 
 
 # ---------------------------------------------------------------- lesson 01
@@ -214,11 +317,26 @@ def check_quantizer(student: Callable[[Tensor, int, float, float], Tensor]) -> b
             if torch.allclose(answer, wanted, atol=1e-5):
                 continue
             case = f"With bits={bits}, low={low:g}, high={high:g}:"
-            _name_the_fault_of_a_grid(case, x, answer, bits, low, high)
-            expect_close(answer, wanted, at=x, what="the quantized value")
+            with _showing_staircase(x, answer, wanted):
+                _name_the_fault_of_a_grid(case, x, answer, bits, low, high)
+                expect_close(answer, wanted, at=x, what="the quantized value")
 
     hint = "clip to [low, high]; subtract low and divide by the step; round; multiply by the step and add low."
     return grade("my_quantize", test, hint)
+
+
+def _showing_staircase(x: Tensor, answer: Tensor, wanted: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Show the values at a few places of x, and in a notebook both curves."""
+
+    def picture() -> Picture:
+        from .plots import plot_answer
+
+        room = 3 * wanted.abs().max()  # an answer far off must not flatten the curve it is compared with
+        return plot_answer(x.numpy(), answer.nan_to_num().clamp(-room, room).numpy(), wanted.numpy())
+
+    few = [round(i * (len(x) - 1) / 8) for i in range(9)]
+    rows = [[round(t[i].item(), 3) for t in (x, answer, wanted)] for i in few]
+    return _showing(table(["x", "yours", "should be"], rows), picture)
 
 
 def _name_the_fault_of_a_grid(case: str, x: Tensor, answer: Tensor, bits: int, low: float, high: float) -> None:
@@ -271,9 +389,9 @@ def check_bits_needed(student: Callable[[float], int]) -> bool:
                 )
             raise _Wrong(f"{says} {wanted} bits reach {20 * math.log10(2**wanted - 1):.1f} dB.")
 
-    return grade(
-        "bits_needed", test, hint="the ratio of b bits is 20 * log10(2**b - 1); try b = 1, 2, 3, ... in a loop."
-    )
+    hint = "the ratio of b bits is 20 * log10(2**b - 1); try b = 1, 2, 3, ... in a loop."
+    shown = table(["bits", "dB"], [[bits, 20 * math.log10(2**bits - 1)] for bits in (2, 3, 4)])
+    return grade("bits_needed", test, hint, shown)
 
 
 def check_best_clip(student: Callable[[Tensor, int], float]) -> bool:
@@ -310,10 +428,24 @@ def check_best_clip(student: Callable[[Tensor, int], float]) -> bool:
                 )
             times = _grid_error(w, bits, answer) / errors[best]
             side = "small" if answer < best else "large"
-            raise _Wrong(f"{says} That is too {side}: its error is {times:.2f} times the least one, at {best:.3g}.")
+            rows = [[clip, _grid_error(w, bits, clip)] for clip in sorted({answer, best, 0.5 * best, largest})]
+            with _showing(
+                table(["clip", "mean squared error"], rows), functools.partial(_picture_of_clips, w, bits, answer)
+            ):
+                raise _Wrong(f"{says} That is too {side}: its error is {times:.2f} times the least one, at {best:.3g}.")
 
     hint = "try a hundred clips from a hundredth of the largest |w| up to all of it, and keep the one of least error."
     return grade("best_clip", test, hint)
+
+
+def _picture_of_clips(w: Tensor, bits: int, answer: float) -> Picture:
+    from .plots import plot_clipping
+
+    clips = w.abs().max() * torch.linspace(0.05, 1, 60)
+    clipping = torch.stack([(w.clamp(-clip, clip) - w).square().mean() for clip in clips])
+    both = torch.tensor([_grid_error(w, bits, clip) for clip in clips.tolist()])
+    shown = min(answer, 1.2 * clips[-1].item())
+    return plot_clipping(w.numpy(), bits, shown, clips.numpy(), (both - clipping).numpy(), clipping.numpy())
 
 
 def _grid_error(w: Tensor, bits: int, clip: float) -> float:
@@ -341,15 +473,18 @@ def check_round_ste(student: Callable[[Tensor], Tensor]) -> bool:
             raise _Wrong("The values are right, but the result is cut off from x: no gradient can flow back at all.")
         upstream = torch.tensor([1.0, -2.0, 3.0, 0.5, -0.25, 4.0])
         (gradient,) = torch.autograd.grad(answer, x, upstream, allow_unused=True)
-        if gradient is None or not bool(gradient.any()):
-            raise _Wrong(
-                "The values are right, but the gradient is 0 everywhere: that is the gradient of rounding itself."
-            )
-        if torch.allclose(gradient, torch.ones_like(at)):
-            raise _Wrong(
-                "The gradient is 1 whatever comes from above: multiply by, or return, the gradient that comes in."
-            )
-        expect_close(gradient, upstream, at=at, what="the gradient")
+        gradient = torch.zeros_like(at) if gradient is None else gradient
+        rows = zip(*(t.tolist() for t in (at, answer, upstream, gradient)), strict=True)
+        with _showing(table(["x", "value", "gradient in", "gradient out"], list(rows))):
+            if not bool(gradient.any()):
+                raise _Wrong(
+                    "The values are right, but the gradient is 0 everywhere: that is the gradient of rounding itself."
+                )
+            if torch.allclose(gradient, torch.ones_like(at)):
+                raise _Wrong(
+                    "The gradient is 1 whatever comes from above: multiply by, or return, the gradient that comes in."
+                )
+            expect_close(gradient, upstream, at=at, what="the gradient")
 
     hint = "x + (something).detach(): the value of the sum must be x.round(), and only x carries a gradient."
     return grade("my_round", test, hint)
@@ -376,16 +511,17 @@ def check_pact(student: Callable[[Tensor, float, int], Tensor]) -> bool:
             if torch.allclose(answer, wanted, atol=1e-5):
                 continue
             case = f"With alpha={alpha:g}, bits={bits}:"
-            if bool((answer < -1e-4).any()):
-                raise _Wrong(f"{case} some activations are below 0: negative inputs must become 0.")
-            if bool((answer[x > alpha + 0.5] > alpha + 1e-4).any()) and not bool((answer % 1).any()):
-                raise _Wrong(f"{case} you return the number of the level, 0, 1, 2, ...; multiply by the step.")
-            if bool((answer > alpha + 1e-4).any()):
-                raise _Wrong(f"{case} some activations are above alpha: clip at alpha, not only at 0.")
-            if torch.allclose(answer, x.clamp(0, alpha), atol=1e-5):
-                raise _Wrong(f"{case} the activations are clipped, but not rounded.")
-            _name_the_fault_of_a_grid(case, x, answer, bits, 0.0, alpha)
-            expect_close(answer, wanted, at=x, what="the activation")
+            with _showing_staircase(x, answer, wanted):
+                if bool((answer < -1e-4).any()):
+                    raise _Wrong(f"{case} some activations are below 0: negative inputs must become 0.")
+                if bool((answer[x > alpha + 0.5] > alpha + 1e-4).any()) and not bool((answer % 1).any()):
+                    raise _Wrong(f"{case} you return the number of the level, 0, 1, 2, ...; multiply by the step.")
+                if bool((answer > alpha + 1e-4).any()):
+                    raise _Wrong(f"{case} some activations are above alpha: clip at alpha, not only at 0.")
+                if torch.allclose(answer, x.clamp(0, alpha), atol=1e-5):
+                    raise _Wrong(f"{case} the activations are clipped, but not rounded.")
+                _name_the_fault_of_a_grid(case, x, answer, bits, 0.0, alpha)
+                expect_close(answer, wanted, at=x, what="the activation")
 
     hint = "clip x to [0, alpha]; the step is alpha / (2**bits - 1); divide by it, round, multiply by it."
     return grade("my_pact", test, hint)
@@ -408,13 +544,15 @@ def check_alpha_gradient(student: Callable[[Tensor, float, Tensor], Tensor]) -> 
             clipped = x >= alpha
             wanted = grad[clipped].sum().item()
             answer = student(x.clone(), alpha, grad.clone())
-            case = f"With alpha={alpha:g}, x={x.tolist()} and grad={grad.tolist()}:"
+            case = f"With alpha={alpha:g}:"
             if isinstance(answer, Tensor) and answer.shape == x.shape:
                 raise _Wrong(f"{case} you return one slope an input; there is one alpha, so add them up.")
             number = expect_number(answer, "The gradient of alpha")
             if abs(number - wanted) < 1e-5:
                 continue
             says = f"{case} your function returns {number:g}, should be {wanted:g}."
+            felt = ["yes" if c else "no" for c in clipped.flatten()]
+            rows = list(zip(x.flatten().tolist(), grad.flatten().tolist(), felt, strict=True))
             others = {
                 clipped.sum().item(): "You counted the clipped inputs; add up what `grad` holds at them.",
                 grad[x > alpha].sum().item(): "An input that equals alpha is missing: it counts as clipped.",
@@ -424,10 +562,9 @@ def check_alpha_gradient(student: Callable[[Tensor, float, Tensor], Tensor]) -> 
                 -wanted: "The sign is wrong: raising alpha raises a clipped output.",
                 (grad * clipped).mean().item(): "That is the mean; the contributions add up.",
             }
-            for other, reason in others.items():
-                if abs(number - other) < 1e-5:
-                    raise _Wrong(f"{says} {reason}")
-            raise _Wrong(says)
+            reason = next((text for other, text in others.items() if abs(number - other) < 1e-5), "")
+            with _showing(table(["x", "grad", "x >= alpha"], rows)):
+                raise _Wrong(f"{says} {reason}".rstrip())
 
     hint = "which inputs have x >= alpha? Add up grad there."
     return grade("alpha_gradient", test, hint)
@@ -463,14 +600,15 @@ def check_steps_to_shrink(student: Callable[[float, float, float, float], float]
             raise _Wrong(f"{says} It takes about {wanted:.0f}.")
 
     hint = "after n steps alpha is about start * exp(-10 * lr * decay * n): set it to end and solve for n."
-    return grade("steps_to_shrink", test, hint)
+    shown = table(["steps", "alpha"], [[n, 10 * math.exp(-10 * 0.05 * 5e-4 * n)] for n in range(0, 10_001, 2500)])
+    return grade("steps_to_shrink", test, hint, f"    Starting at 10 with lr=0.05 and decay=0.0005:\n{shown}")
 
 
 # ---------------------------------------------------------------- lesson 03
 
 
 def check_gradient_map(student: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> bool:
-    """Grade ``gradient_map(model, x, target)``: the sum over channels of |d logit of target / d x|, ``(N, H, W)``.
+    """Grade ``gradient_map(model, x, target)``: the sum over channels of ``|d logit of target / d x|``, ``(N, H, W)``.
 
     Examples
     --------
@@ -573,9 +711,10 @@ def check_integrated_gradients(student: Callable[[nn.Module, Tensor, Tensor, Ten
         if not missing < 0.02:  # this holds for NaN, too
             sums, promised = answer.flatten(1).sum(1), model(x) - model(baseline)
             promised = promised.gather(1, target[:, None])[:, 0]
-            raise _Wrong(
-                f"For the first image it sums to {sums[0]:.3f}, but the logit changes by {promised[0]:.3f} on the way."
-            )
+            with _showing(beside(answer, wanted)):
+                raise _Wrong(
+                    f"For the first image it sums to {sums[0]:.3f}, but the logit changes by {promised[0]:.3f}."
+                )
 
     hint = (
         "for each k: point = baseline + (k + 0.5) / steps * (x - baseline); add up the gradients of the target's logit."
@@ -638,14 +777,15 @@ def _name_the_fault(
         return
     for sentence, outcome in faults.items():
         if near(outcome):
-            raise _Wrong(f"{start} {sentence}")
+            with _showing(beside(answer, wanted)):
+                raise _Wrong(f"{start} {sentence}")
 
 
 # ---------------------------------------------------------------- lesson 04
 
 
 def check_hide_pixels(student: Callable[[Tensor, Tensor, int, float], Tensor]) -> bool:
-    """Grade ``hide_pixels(x, gradient, k, value)``: in each image, `value` at the k pixels of least |gradient|.
+    """Grade ``hide_pixels(x, gradient, k, value)``: in each image, `value` at the k pixels of least ``|gradient|``.
 
     Examples
     --------
@@ -739,9 +879,11 @@ def check_divergence(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
         if not math.isclose(far, 200.0, rel_tol=1e-3):
             raise _Wrong(f"For logits of 200 it should be 200, and you get {far}: use log_softmax, not log of softmax.")
 
-    return grade(
-        "divergence", test, "log_p = logits.log_softmax(1), log_q likewise; the mean of sum p (log p - log q)."
-    )
+    p, q = logits.softmax(1), masked.softmax(1)
+    rounded = lambda values: [round(value, 2) for value in values]
+    rows = zip(map(rounded, p.tolist()), map(rounded, q.tolist()), terms(logits, masked).sum(1).tolist(), strict=True)
+    shown = table(["p", "q", "sum of p (log p - log q)"], list(rows))
+    return grade("divergence", test, "log_p = logits.log_softmax(1), log_q likewise; then p (log p - log q).", shown)
 
 
 def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float], Tensor]) -> bool:
@@ -800,7 +942,9 @@ def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float
         }
         if abs(number - wanted.item()) > 1e-4:
             reason = next((text for text, other in faults.items() if abs(number - other.item()) < 1e-4), "")
-            raise _Wrong(f"The loss should be {wanted.item():.4f}; your function says {number:.4f}. {reason}".rstrip())
+            row = [cross_entropy.item(), weight, divergence.item(), wanted.item()]
+            with _showing(table(["cross-entropy", "weight", "divergence", "loss"], [row])):
+                raise _Wrong(f"The loss should be {row[-1]:.4f}; your function says {number:.4f}. {reason}".rstrip())
         _check_learns_from_both_terms(model, answer, cross_entropy, weight, divergence)
 
     hint = "the gradient of the cross-entropy at x (retain_graph=True), mask_least_salient, model again, add up."
@@ -853,7 +997,8 @@ def check_plain_steps(student: Callable[[int, int, int], float]) -> bool:
             reason = next((text for other, text in faults.items() if abs(answer - other) < 1e-3), "")
             raise _Wrong(f"{says} {reason or 'Add up units: 1, 1 and 2 a pass; divide by the 3 of a plain step.'}")
 
-    return grade("plain_steps", test, "units = forward + to_input + 2 * full; a plain step has 1 + 2 of them.")
+    shown = table(["pass", "units"], [["forward", 1], ["to the input", 1], ["full backward", 2], ["a plain step", 3]])
+    return grade("plain_steps", test, "units = forward + to_input + 2 * full; a plain step has 1 + 2 of them.", shown)
 
 
 # ---------------------------------------------------------------- lesson 05
@@ -957,24 +1102,164 @@ def check_pareto_front(student: Callable[[Tensor], Tensor]) -> bool:
                 raise _Wrong(f"The answer should be True or False for each row, dtype bool; it is {answer.dtype}.")
             if torch.equal(answer, wanted):
                 continue
-            says = f"For {case}, {rows}, you say {answer.tolist()}."
-            largest = (scores == scores.amax(0)).any(1)
-            if torch.equal(answer, ~wanted):
-                raise _Wrong(f"{says} That is the other way round: these are the rows that are beaten.")
-            if torch.equal(answer, largest):
-                raise _Wrong(f"{says} You keep the best of each column, and lose the good compromises between them.")
-            if not answer.any():
-                raise _Wrong(f"{says} Every row is as good as itself: what beats must also be better somewhere.")
-            if answer.all():
-                raise _Wrong(f"{says} Nothing is ever beaten; but {rows[int((~wanted).nonzero()[0])]} is.")
-            row = int((answer != wanted).nonzero()[0])
-            if wanted[row]:
-                raise _Wrong(f"{says} Row {row} should stay: no other row is as good everywhere and better somewhere.")
-            by = int(beats[:, row].nonzero()[0])
-            raise _Wrong(f"{says} Row {row} should go: row {by} is as good everywhere and better somewhere.")
+            shown = table(
+                ["row", "scores", "yours", "should be"],
+                list(zip(range(len(rows)), rows, answer.tolist(), wanted.tolist(), strict=True)),
+            )
+            with _showing(shown):
+                says = f"For {case}:"
+                largest = (scores == scores.amax(0)).any(1)
+                if torch.equal(answer, ~wanted):
+                    raise _Wrong(f"{says} That is the other way round: these are the rows that are beaten.")
+                if torch.equal(answer, largest):
+                    raise _Wrong(
+                        f"{says} You keep the best of each column, and lose the good compromises between them."
+                    )
+                if not answer.any():
+                    raise _Wrong(f"{says} Every row is as good as itself: what beats must also be better somewhere.")
+                if answer.all():
+                    raise _Wrong(f"{says} Nothing is ever beaten; but {rows[int((~wanted).nonzero()[0])]} is.")
+                row = int((answer != wanted).nonzero()[0])
+                if wanted[row]:
+                    raise _Wrong(
+                        f"{says} Row {row} should stay: no other row is as good everywhere and better somewhere."
+                    )
+                by = int(beats[:, row].nonzero()[0])
+                raise _Wrong(f"{says} Row {row} should go: row {by} is as good everywhere and better somewhere.")
 
     hint = "scores[:, None] >= scores[None] compares every row with every other; then .all(-1), .any(-1), .any(0)."
     return grade("my_pareto_front", test, hint)
+
+
+# ---------------------------------------------------------------- lesson 06
+
+
+def check_half_width(student: Callable[[Tensor, float], float]) -> bool:
+    """Grade ``half_width(values, t)``: t * s / sqrt(n), half the width of the mean's confidence interval.
+
+    Examples
+    --------
+    >>> check_half_width(lambda values, t: t * values.std() / len(values) ** 0.5)
+    half_width: correct.
+    True
+    """
+
+    def test() -> None:
+        for numbers, t in (([1.0, 2.0, 4.0], 4.3), ([0.9, 0.91, 0.93, 0.92, 0.9], 2.78), ([5.0, 9.0], 12.7)):
+            values = torch.tensor(numbers, dtype=torch.float64)
+            n, s = len(values), values.std().item()
+            answer = expect_number(student(values.clone(), t), "the half width")
+            says = f"For values {numbers} and t = {t}"
+            faults = {
+                "you divide by n; the mean of n values varies by s / sqrt(n).": t * s / n,
+                "this is t * s, how far single values lie apart. The mean of n values varies less.": t * s,
+                "this is s / sqrt(n): t is missing.": s / n**0.5,
+                "this is the whole width; half of it is asked for.": 2 * t * s / n**0.5,
+                "use the sample's deviation, which divides by n - 1 (torch's std does).": t
+                * values.std(correction=0).item()
+                / n**0.5,
+            }
+            wanted = t * s / n**0.5
+            if math.isclose(answer, wanted, rel_tol=1e-4):
+                continue
+            with _showing(table(["n", "s", "t", "yours", "should be"], [[n, s, t, answer, wanted]])):
+                _say_which(faults, answer, says, wanted)
+
+    return grade("half_width", test, "values.std() is s and len(values) is n; the formula stands above.")
+
+
+def _say_which(faults: dict[str, float], answer: float, says: str, wanted: float) -> None:
+    for sentence, wrong in faults.items():
+        if math.isclose(answer, wrong, rel_tol=1e-4):
+            raise _Wrong(f"{says}, {sentence}")
+    raise _Wrong(f"{says} it should be {wanted:.4f}; yours is {answer:.4f}.")
+
+
+def check_paired_t(student: Callable[[Tensor, Tensor], float]) -> bool:
+    """Grade ``paired_t(a, b)``: the t statistic of the differences a - b, pair by pair.
+
+    Examples
+    --------
+    >>> def paired_t(a, b):
+    ...     d = a - b
+    ...     return d.mean() / (d.std() / len(d) ** 0.5)
+    >>> check_paired_t(paired_t)
+    paired_t: correct.
+    True
+    """
+
+    def test() -> None:
+        for one, other in (([5.0, 7.0, 9.0], [4.0, 6.5, 7.0]), ([0.90, 0.93, 0.91, 0.95], [0.91, 0.95, 0.93, 0.94])):
+            a, b = torch.tensor(one, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)
+            d, n = a - b, len(a)
+            wanted = (d.mean() / (d.std() / n**0.5)).item()
+            answer = expect_number(student(a.clone(), b.clone()), "the statistic")
+            says = f"For a = {one} and b = {other}"
+            unpaired = ((a.mean() - b.mean()) / ((a.var() + b.var()) / n).sqrt()).item()
+            faults = {
+                "this is the t of two unrelated groups. Take the differences first; their spread counts.": unpaired,
+                "the sign is turned: a minus b is asked for.": -wanted,
+                "you divide by the spread of single differences; the mean's is smaller by sqrt(n).": wanted / n**0.5,
+                "this is the mean difference; divide it by its standard error.": d.mean().item(),
+                "use the sample's deviation, which divides by n - 1 (torch's std does).": wanted * (n / (n - 1)) ** 0.5,
+            }
+            if math.isclose(answer, wanted, rel_tol=1e-4):
+                continue
+            shown = table(
+                ["mean of a - b", "s", "n", "yours", "should be"],
+                [[d.mean().item(), d.std().item(), n, answer, wanted]],
+            )
+            with _showing(shown):
+                _say_which(faults, answer, says, wanted)
+
+    return grade("paired_t", test, "d = a - b; then its mean, divided by d.std() / sqrt(n).")
+
+
+def check_holm(student: Callable[[Tensor], Tensor]) -> bool:
+    """Grade ``my_holm(p)``: Holm's corrected p-values, in the order they were given.
+
+    Examples
+    --------
+    >>> from qsal_helpers.study import holm
+    >>> check_holm(lambda p: torch.tensor(holm(p.tolist()), dtype=p.dtype))
+    my_holm: correct.
+    True
+    """
+    from .study import holm
+
+    cases = ([0.5, 0.01, 0.04], [0.6, 0.7, 0.01], [0.03, 0.04, 0.02], [0.4, 0.3, 0.8, 0.001])
+
+    def test() -> None:
+        for numbers in cases:
+            p = torch.tensor(numbers, dtype=torch.float64)
+            wanted = torch.tensor(holm(numbers), dtype=torch.float64)
+            answer = expect_tensor(student(p.clone()), wanted, "the answer").double()
+            m, order = len(p), p.argsort(stable=True)
+            factors = torch.arange(m, 0, -1, dtype=torch.float64)
+            raw, unbounded = torch.empty_like(p), torch.empty_like(p)
+            raw[order] = (p[order] * factors).clamp(max=1)
+            unbounded[order] = (p[order] * factors).cummax(0).values
+            faults = {
+                "this is Bonferroni: every p is multiplied by how many there are. Holm multiplies the second "
+                "smallest by one less, and so on.": (p * m).clamp(max=1),
+                "a p-value ended up above 1; 1 is the most.": unbounded,
+                "a larger p must not end up below a smaller one: take the running maximum.": raw,
+                "the values are right, but they stand in sorted order, not in the order given.": wanted[order],
+                "nothing was corrected.": p,
+            }
+            shown = table(
+                ["p", "yours", "should be"], list(zip(numbers, answer.tolist(), wanted.tolist(), strict=True))
+            )
+            if torch.allclose(answer, wanted, atol=1e-6):
+                continue
+            with _showing(shown):
+                for sentence, wrong in faults.items():
+                    if torch.allclose(answer, wrong, atol=1e-6):
+                        raise _Wrong(f"For p = {numbers}: {sentence}")
+                raise _Wrong(f"For p = {numbers} your values are not Holm's.")
+
+    hint = "sort; multiply by m, m - 1, ..., 1; cummax(0).values; clamp at 1; put back into the order given."
+    return grade("my_holm", test, hint)
 
 
 # ---------------------------------------------------------------- lesson 07
@@ -1019,7 +1304,8 @@ def check_accumulator_bits(student: Callable[[int, int, int], int]) -> bool:
             raise _Wrong(f"{says} {wanted} bits are enough: they reach {2 ** (wanted - 1) - 1:,}.")
 
     hint = "the largest sum is M = weight * input * terms; b signed bits end at 2**(b - 1) - 1. Try b = 1, 2, 3, ..."
-    return grade("accumulator_bits", test, hint)
+    shown = table(["bits", "largest number"], [[bits, f"{2 ** (bits - 1) - 1:,}"] for bits in (4, 8, 12, 16, 20)])
+    return grade("accumulator_bits", test, hint, shown)
 
 
 def check_fold_batch_norm(
@@ -1143,17 +1429,26 @@ def check_pack_four(student: Callable[[Tensor], Tensor]) -> bool:
             "the numbers overlap: each needs 2 bits, so shift by 0, 2, 4 and 6.": packed(codes & 3, [0, 1, 2, 3]),
             "the minus signs are lost: −1 must not become the same bits as 1.": packed(codes.abs(), up),
         }
-        for sentence, outcome in faults.items():
-            if torch.equal(answer.int() & 255, outcome & 255) and not torch.equal(wanted, outcome & 255):
-                raise _Wrong(f"There is one number a byte, but {sentence}")
-        for i in range(len(wanted)):
-            if int(answer[i]) != int(wanted[i]):
-                four = codes[4 * i : 4 * i + 4].tolist()
-                raise _Wrong(
-                    f"{four} should become {int(wanted[i]):08b} ({int(wanted[i])}); your byte is {int(answer[i])}."
-                )
+        fours = codes.view(-1, 4).tolist()
+        rows = [
+            [four, f"{int(mine) & 255:08b}", f"{int(w):08b}"]
+            for four, mine, w in zip(fours, answer, wanted, strict=True)
+        ]
+        with _showing(table(["numbers", "yours", "should be"], rows)):
+            for sentence, outcome in faults.items():
+                if torch.equal(answer.int() & 255, outcome & 255) and not torch.equal(wanted, outcome & 255):
+                    raise _Wrong(f"There is one number a byte, but {sentence}")
+            for four, mine, right in zip(fours, answer.tolist(), wanted.tolist(), strict=True):
+                if mine != right:
+                    raise _Wrong(f"{four} should become {right:08b} ({right}); your byte is {mine}.")
         if answer.dtype != torch.uint8:
             raise _Wrong(f"The numbers are right, but of type {answer.dtype}, more than a byte each: use torch.uint8.")
 
     hint = "codes & 3 gives the two lowest bits; << 2 moves them two places up; | or + puts the four parts together."
     return grade("pack_four", test, hint)
+
+
+if __name__ == "__main__":
+    from qsal_helpers.grading import main
+
+    main()

@@ -4,6 +4,7 @@ import math
 import re
 import threading
 
+import IPython.display
 import pytest
 import torch
 from lessons import SOURCES, read_source
@@ -315,6 +316,42 @@ GRADERS = {
             lambda scores: ~beaten(scores[:, :2]),
         ],
     ),
+    "check_half_width": (
+        "06_trade_off",
+        "half_width",
+        [
+            lambda values, t: t * values.std() / len(values),
+            lambda values, t: t * values.std(),
+            lambda values, t: values.std() / len(values) ** 0.5,
+            lambda values, t: 2 * t * values.std() / len(values) ** 0.5,
+            lambda values, t: t * values.std(correction=0) / len(values) ** 0.5,
+            lambda values, t: values.mean(),
+        ],
+    ),
+    "check_paired_t": (
+        "06_trade_off",
+        "paired_t",
+        [
+            lambda a, b: (a.mean() - b.mean()) / ((a.var() + b.var()) / len(a)).sqrt(),
+            lambda a, b: (b - a).mean() / ((a - b).std() / len(a) ** 0.5),
+            lambda a, b: (a - b).mean() / (a - b).std(),
+            lambda a, b: (a - b).mean(),
+            lambda a, b: (a - b).mean() / ((a - b).std(correction=0) / len(a) ** 0.5),
+            lambda a, b: (a + b).mean(),
+        ],
+    ),
+    "check_holm": (
+        "06_trade_off",
+        "my_holm",
+        [
+            lambda p: (p * len(p)).clamp(max=1),
+            lambda p: p,
+            lambda p: (p.sort().values * torch.arange(len(p), 0, -1)).cummax(0).values[p.argsort().argsort()],
+            lambda p: (p * (len(p) - p.argsort().argsort())).clamp(max=1),
+            lambda p: (p.sort().values * torch.arange(len(p), 0, -1)).cummax(0).values.clamp(max=1),
+            lambda p: 1 - p,
+        ],
+    ),
     "check_accumulator_bits": (
         "07_deployment",
         "accumulator_bits",
@@ -399,10 +436,45 @@ def test_the_solution_in_the_lesson_is_accepted(name, capsys):
 @each_grader
 def test_wrong_answers_get_different_messages(name, capsys):
     _, function, wrong = GRADERS[name]
+    before = len(checks.OUTCOMES)
     outcomes = [grade(name, answer, capsys) for answer in wrong]
     assert not any(verdict for verdict, _ in outcomes)
-    assert len({said for _, said in outcomes}) == len(wrong) >= 3
+    assert len({outcome.message for outcome in checks.OUTCOMES[before:]}) == len(wrong) >= 3
     assert all("not right yet" in said and "stopped with" not in said for _, said in outcomes)
+
+
+@each_grader
+def test_every_wrong_answer_gets_a_hint_and_what_is_wrong_is_shown(name, capsys):
+    _, function, wrong = GRADERS[name]
+    said = [grade(name, answer, capsys)[1] for answer in wrong]
+    assert all(re.search(r"\nHint: \w.{10,}", text) for text in said)
+    # A trained network has nothing to show that fits into a few lines.
+    assert name == "check_combined" or any(re.search(r"^    .*\d", text, re.MULTILINE) for text in said)
+
+
+FAR_OFF = {
+    "check_quantizer": lambda x, bits, low, high: torch.where(x > 1, math.inf, x),
+    "check_pact": lambda x, alpha, bits: torch.where(x > 1, 1e38, x),
+    "check_best_clip": lambda w, bits: 1e30,
+}
+
+
+@pytest.mark.parametrize("name", FAR_OFF)
+def test_in_a_notebook_a_wrong_curve_is_drawn_beside_the_right_one_however_far_off(name, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: True)
+    monkeypatch.setattr(IPython.display, "display", lambda picture: drawn.append(picture.to_png()))
+    verdict, _ = grade(name, FAR_OFF[name], capsys)
+    assert not verdict and [png[1:4] for png in drawn] == [b"PNG"]
+
+
+def test_two_matrices_stand_beside_each_other_at_the_place_that_is_furthest_off():
+    wanted = torch.zeros(2, 3, 2, 2)
+    answer = wanted.clone()
+    answer[1, 2, 0, 1] = 7
+    shown = [line.split() for line in checks.beside(answer, wanted).splitlines()]
+    assert shown[0] == ["at", "[1,", "2]:"]
+    assert shown[2:] == [["0", "7", "|", "0", "0"], ["0", "0", "|", "0", "0"]]
 
 
 @each_grader

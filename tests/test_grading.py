@@ -1,0 +1,190 @@
+"""A teacher's table says of each exercise what became of it, whatever stands in the notebook."""
+
+import json
+import re
+import sys
+import time
+
+import nbformat
+import pytest
+from lessons import lessons, read_source
+
+from qsal_helpers import checks, grading
+from qsal_helpers.grading import EXERCISES, NotALesson, grade_notebook, needed, statements_of
+
+STUB = re.compile(r"^def (\w+)\(.*: \.\.\.$", re.MULTILINE)
+
+
+def lesson(number):
+    (source,) = lessons(number)
+    return read_source(source)
+
+
+def solutions(notebook):
+    """Return the solutions that stand folded in a lesson: the function's name -> its code."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return {name: block for block in blocks for name in re.findall(r"^def (\w+)\(", block, re.MULTILINE)}
+
+
+def answered(number, **answers):
+    """Return a lesson in which some functions are written: all of them as in the solutions, if none are named."""
+    notebook = lesson(number)
+    answers = answers or solutions(notebook)
+    for cell in notebook.cells:
+        name = STUB.search(cell.source) if cell.cell_type == "code" else None
+        if name and name[1] in answers:
+            cell.source = cell.source.replace(name[0], answers[name[1]])
+    return notebook
+
+
+def save(notebook, folder, name="anna.ipynb"):
+    path = folder / name
+    nbformat.write(notebook, path)
+    return path
+
+
+def states(notebook, folder):
+    return {outcome.exercise: outcome.state for outcome in grade_notebook(save(notebook, folder))[1]}
+
+
+def test_the_table_of_exercises_is_the_one_of_the_lessons():
+    found = {}
+    for source in lessons():
+        code = "\n".join(cell.source for cell in read_source(source).cells if cell.cell_type == "code")
+        if calls := re.findall(r"checks\.(check_\w+)\((\w+)\)", code):
+            found[source.stem[:2]] = {function: grader for grader, function in calls}
+    assert {number: dict(sorted(row.items())) for number, row in EXERCISES.items()} == {
+        number: dict(sorted(row.items())) for number, row in found.items()
+    }
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_a_solved_notebook_is_done(number, tmp_path):
+    assert states(answered(number), tmp_path) == dict.fromkeys(EXERCISES[number], "done")
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_only_what_a_solution_needs_is_ever_run(number):
+    cells = [cell.source for cell in answered(number).cells if cell.cell_type == "code"]
+    known, broken = statements_of(cells)
+    assert not broken
+    for function in EXERCISES[number]:
+        kinds = [statement.text.split()[0] for statement in needed(known, function)]
+        assert set(kinds) <= {"import", "from", "def"} and kinds.count("def") == 1
+
+
+def test_an_untouched_notebook_is_not_yet_done_and_a_deleted_cell_is_named(tmp_path):
+    notebook = lesson("02")
+    notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith("def my_pact(")]
+    _, outcomes = grade_notebook(save(notebook, tmp_path))
+    assert {outcome.state for outcome in outcomes} == {"not yet"}
+    assert [outcome.message for outcome in outcomes] == ["Its cell is missing.", "", ""]
+
+
+def test_each_exercise_has_its_own_outcome_with_the_words_that_the_student_reads(tmp_path):
+    notebook = answered(
+        "02",
+        my_pact="def my_pact(x, alpha, bits):\n    return x.clamp(0, alpha)",
+        alpha_gradient="def alpha_gradient(x, alpha, grad):\n    return grad.nonsense",
+        steps_to_shrink="def steps_to_shrink(start, end, lr, weight_decay)\n    return 1",
+    )
+    _, (wrong, error, syntax) = grade_notebook(save(notebook, tmp_path))
+    assert (wrong.state, error.state, syntax.state) == ("wrong", "error", "error")
+    assert "clipped, but not rounded" in wrong.message
+    assert "AttributeError" in error.message and "SyntaxError" in syntax.message
+
+
+MISBEHAVES = {
+    "01": {
+        "my_quantize": ("wrong", "def my_quantize(*_):\n    while True:\n        pass"),
+        "best_clip": ("error", "import os\ndef best_clip(*_):\n    os._exit(0)"),
+        "my_round": ("not yet", "def my_round(*_):\n    for _ in range(10**5):\n        print('done' * 100)"),
+    },
+    "04": {
+        "divergence": ("wrong", "import sys\ndef divergence(*_):\n    sys.exit(0)"),
+        "hide_pixels": ("not yet", 'def hide_pixels(*_):\n    print(\'["hide_pixels", "done", ""]\', flush=True)'),
+        "guided_loss": ("error", "class E(Exception):\n    __str__ = None\ndef guided_loss(*_):\n    raise E"),
+    },
+}
+
+
+@pytest.mark.parametrize("number", MISBEHAVES)
+def test_no_exercise_keeps_the_others_from_being_graded(number, tmp_path):
+    """An endless loop, an exit, a flood of output; sys.exit, an imitated result, an error that cannot be printed."""
+    answers = {name: code for name, (_, code) in MISBEHAVES[number].items()}
+    wanted = {name: state for name, (state, _) in MISBEHAVES[number].items()}
+    last = list(EXERCISES[number])[-1]
+    notebook = answered(number, **(solutions(lesson(number)) | answers))
+    assert states(notebook, tmp_path) == wanted | {last: "done"}
+
+
+def test_code_that_holds_the_whole_process_up_is_ended_with_its_children(tmp_path, monkeypatch):
+    monkeypatch.setattr(grading, "START_LIMIT", 8.0)
+    monkeypatch.setattr(grading, "EXERCISE_LIMIT", 0.0)
+    sign = tmp_path / "alive"
+    child = (
+        f"import time, pathlib\nwhile True: pathlib.Path({str(sign)!r}).write_text(str(time.time())); time.sleep(0.05)"
+    )
+    code = f"import subprocess, sys, re\nsubprocess.Popen([sys.executable, '-c', {child!r}])\n"
+    # A search that takes ages inside one call of C, which no thread can interrupt.
+    code += "def my_pact(*_): return re.match('(a+)+b', 'a' * 60)"
+    (outcome,) = grading.judge_apart([("my_pact", code)])
+    assert outcome.state == "error" and "come to an end" in outcome.message
+    before = sign.read_text() if sign.exists() else ""
+    time.sleep(0.5)
+    assert (sign.read_text() if sign.exists() else "") == before
+
+
+def test_a_helper_and_a_constant_of_another_cell_are_found(tmp_path):
+    code = "def bits_needed(decibels):\n    return smallest(lambda b: 20 * math.log10(2**b - 1) >= decibels)"
+    notebook = answered("01", bits_needed=code)
+    extra = "%matplotlib inline\nimport math\nFIRST = 1\n"
+    extra += "def smallest(enough): return next(b for b in range(FIRST, 99) if enough(b))"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(extra))
+    assert states(notebook, tmp_path)["bits_needed"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("no JSON", "not a Jupyter notebook"),
+        ("[1, 2]", "not a Jupyter notebook"),
+        ('{"cells": [{"source": 3}]}', "not a Jupyter notebook"),
+        ('{"cells": []}', "no exercise"),
+        (None, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_graded_says_why(content, says, tmp_path):
+    path = tmp_path / "notes.ipynb"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(NotALesson, match=says):
+        grade_notebook(path)
+
+
+def test_the_command_prints_a_line_an_exercise_and_goes_on_after_a_bad_file(tmp_path, capsys, monkeypatch):
+    done = save(answered("00"), tmp_path)
+    bad = tmp_path / "bad.ipynb"
+    bad.write_text(json.dumps({"cells": []}))
+    monkeypatch.setattr(sys, "argv", ["checks", str(bad), str(done)])
+    with pytest.raises(SystemExit) as ended:
+        grading.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ended.value.code == 1
+    assert lines[1][:3] == [str(bad), "not", "graded"]
+    assert [line[1:] for line in lines[2:]] == [
+        ["00", "number_of_levels", "done"],
+        ["00", "agreement", "done"],
+        ["00", "2", "of", "2", "done"],
+    ]
+
+
+def test_a_message_cannot_rewrite_the_table():
+    assert grading._one_line("wrong\x1b[2K\rdone\nmore") == "wrong[2Kdone"
+
+
+def test_the_graders_keep_every_outcome():
+    before = len(checks.OUTCOMES)
+    checks.check_number_of_levels(lambda bits: 2**bits)
+    assert checks.OUTCOMES[before:] == [checks.Outcome("number_of_levels", "done")]
