@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
+import PIL.Image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ COLOURS = {
     "w2a2": PALETTE["vermilion"],
     "plain": PALETTE["blue"],
     "guided": PALETTE["orange"],
+    "published": PALETTE["purple"],
     "random": PALETTE["grey"],
     "data": PALETTE["sky"],
     "accent": PALETTE["purple"],
@@ -104,8 +107,12 @@ class Picture(Figure):
     The memory is freed with the object, which matters when a slider draws hundreds of them.
     """
 
-    def to_png(self) -> bytes:
+    def to_png(self, compression: int = 6) -> bytes:
         """Return the bytes of a PNG file at screen resolution.
+
+        Parameters
+        ----------
+        compression : from 1, fast, to 9, small.
 
         Examples
         --------
@@ -113,12 +120,49 @@ class Picture(Figure):
         b'PNG'
         """
         buffer = io.BytesIO()
+        canvas = FigureCanvasAgg(self)
         with matplotlib.rc_context(_read_style()):  # ticks are made and written when they are drawn
-            self.savefig(buffer, format="png")
+            canvas.draw()  # `savefig` draws twice
+        PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, format="png", compress_level=compression)
         return buffer.getvalue()
+
+    def take_places(self, known: dict[tuple[int, ...], list[Any]]) -> None:
+        """Put axes and title where they were in an earlier picture of the same kind; remember new places in `known`.
+
+        Finding the places is half of the work of drawing. They depend on how wide the labels of the y-axes are, so
+        these are the keys of `known`; where they are new, the places are worked out.
+
+        Examples
+        --------
+        >>> known = {}
+        >>> for _ in range(2):
+        ...     figure, _ = new_figure()
+        ...     figure.take_places(known)
+        >>> len(known)
+        1
+        """
+        with matplotlib.rc_context(_read_style()):
+            key = tuple(_widest_label(ax) for ax in self.axes)
+            if key not in known:
+                self.get_layout_engine().execute(self)
+                title = self._suptitle.get_position() if self._suptitle else None
+                known[key] = [*(ax.get_position(original=True) for ax in self.axes), title]
+            self.set_layout_engine("none")
+            *places, title = known[key]
+            for ax, place in zip(self.axes, places, strict=True):
+                ax.set_position(place)
+            if title:
+                self._suptitle.set_position(title)
 
     def _repr_png_(self) -> bytes:
         return self.to_png()
+
+
+def _widest_label(ax: Any) -> int:
+    """Return the number of characters of the longest tick label that the y-axis shows."""
+    low, high = sorted(ax.get_ylim())
+    ticks = zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)
+    return max((len(label.get_text()) for value, label in ticks if low <= value <= high), default=0)
 
 
 @styled
@@ -1651,4 +1695,136 @@ def plot_combined(
     ax.set_title("over many images", fontsize=11)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=10, handletextpad=0)
     figure.suptitle(title)
+    return figure
+
+
+# ---------------------------------------------------------------- lesson 06
+
+
+def draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) -> None:
+    """Draw each series' values over the seeds (small dots), their means and 95 % intervals, precision by precision.
+
+    Examples
+    --------
+    >>> figure, axes = new_figure()
+    >>> draw_against_bits(axes[0, 0], {"plain": {"fp32": [0.9, 0.91], "w2a2": [0.88, 0.87]}})
+    """
+    from .study import interval
+
+    precisions = list(dict.fromkeys(precision for values in series.values() for precision in values))
+    for i, ((name, values), style) in enumerate(zip(series.items(), series_styles(list(series)), strict=True)):
+        shift = (i - (len(series) - 1) / 2) * 0.22
+        places = [precisions.index(precision) + shift for precision in values]
+        for place, seeds in zip(places, values.values(), strict=True):
+            ax.plot([place] * len(seeds), seeds, ".", color=style["color"], alpha=0.45, markersize=6)
+            low, high = interval(seeds)
+            ax.plot([place, place], [low, high], color=style["color"], linewidth=2)
+        means = [np.mean(seeds) for seeds in values.values()]
+        ax.plot(places, means, "o", color=style["color"], markersize=8, markeredgecolor="white", label=name)
+    ax.set_xticks(range(len(precisions)), precisions)
+    ax.set_xlim(-0.5, len(precisions) - 0.5)
+
+
+@styled
+def plot_against_bits(
+    panels: dict[str, dict[str, dict[str, Sequence[float]]]],
+    title: str,
+    floors: dict[str, tuple[float, float]] | None = None,
+) -> Picture:
+    """Return measures against the bits: a dot a seed, the mean, and its 95 % interval over the seeds.
+
+    Parameters
+    ----------
+    panels : a measure -> a kind of training -> a precision -> one value a seed.
+    floors : a measure -> from where to where plain fp32 networks of other seeds lie: a grey band.
+
+    Examples
+    --------
+    >>> panels = {"accuracy": {"plain": {"fp32": [0.9, 0.91], "w2a2": [0.88, 0.87]}}}
+    >>> figure = plot_against_bits(panels, "FashionMNIST-mini")
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(rows, columns, height=2.9 * rows + 1.0)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax, (measure, series) in zip(axes.flat, panels.items(), strict=False):
+        if floors and measure in floors:
+            ax.axhspan(*floors[measure], color=COLOURS["random"], alpha=0.25, linewidth=0)
+        if "gain" in measure:
+            ax.axhline(0, color=COLOURS["random"], linestyle="--", linewidth=1.5)
+        draw_against_bits(ax, series)
+        ax.set_title(measure)
+        ax.tick_params(axis="x", labelsize=9)
+        ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(title)
+    return figure
+
+
+@styled
+def plot_correlations(matrix: np.ndarray, names: Sequence[str], title: str) -> Picture:
+    """Return a matrix of correlations between measures as coloured and numbered cells.
+
+    Parameters
+    ----------
+    matrix : ``(K, K)``, from -1 to 1; NaN is left white.
+    names : K measures.
+
+    Examples
+    --------
+    >>> figure = plot_correlations(np.eye(2), ["accuracy", "Gini"], "rank correlation over the trainings")
+    """
+    figure, axes = new_figure(1, 1, height=0.52 * len(names) + 2.2)
+    ax = axes[0, 0]
+    cells = ax.imshow(matrix, cmap=SIGNED_MAP_COLOURS, vmin=-1, vmax=1)
+    for i, j in np.ndindex(*matrix.shape):
+        if np.isfinite(matrix[i, j]):
+            colour = "white" if abs(matrix[i, j]) > 0.6 else "black"
+            ax.text(j, i, f"{matrix[i, j]:+.1f}", ha="center", va="center", fontsize=10, color=colour)
+    ax.set_xticks(range(len(names)), names, rotation=35, ha="right")
+    ax.set_yticks(range(len(names)), names)
+    ax.grid(False)
+    figure.colorbar(cells, ax=ax, label="rank correlation", shrink=0.8)
+    ax.set_title(title)
+    return figure
+
+
+@styled
+def plot_choice_of_study(
+    series: dict[str, dict[str, Sequence[float]]],
+    precision: str,
+    differences: Sequence[float],
+    measure: str,
+    title: str,
+) -> Picture:
+    """Return one measure against the bits, and beside it what guidance changes at one precision, a bar a seed.
+
+    Parameters
+    ----------
+    series : as a panel of `plot_against_bits`.
+    precision : whose differences are shown on the right; its place is marked on the left.
+    differences : guided minus plain, one a seed; may be empty.
+
+    Examples
+    --------
+    >>> series = {"plain": {"fp32": [0.9, 0.91]}, "guided": {"fp32": [0.89, 0.9]}}
+    >>> figure = plot_choice_of_study(series, "fp32", [-0.01, -0.01], "accuracy", "FashionMNIST-mini")
+    """
+    figure, axes = new_figure(1, 2, height=3.6, width_ratios=[2, 1])
+    left, right = axes[0]
+    precisions = list(dict.fromkeys(p for values in series.values() for p in values))
+    if precision in precisions:
+        place = precisions.index(precision)
+        left.axvspan(place - 0.45, place + 0.45, color=COLOURS["data"], alpha=0.2, linewidth=0)
+    draw_against_bits(left, series)
+    left.set(title=title, ylabel=measure)
+    left.legend(loc="best")
+    right.axhline(0, color="black", linewidth=1)
+    right.bar(range(len(differences)), differences, color=COLOURS["guided"])
+    right.set(title=f"{precision}: guided minus plain", xlabel="seed", ylabel=f"change of {measure}")
+    right.set_xticks(range(len(differences)))
+    if not len(differences):
+        right.text(0.5, 0.5, "no record", ha="center", va="center", transform=right.transAxes)
     return figure

@@ -20,6 +20,7 @@ from .plots import (
     Frame,
     Picture,
     plot_bits,
+    plot_choice_of_study,
     plot_clipping,
     plot_combined,
     plot_deployed,
@@ -57,6 +58,7 @@ def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget
     picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
     message = ipywidgets.HTML()
     message.add_class("qsal-error")
+    places: dict[tuple[int, ...], list[Any]] = {}
 
     def redraw(_: Any = None) -> None:
         try:
@@ -65,7 +67,8 @@ def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget
             message.value = f"<b>This setting cannot be drawn:</b> {type(error).__name__}: {error}"
             return
         message.value = ""
-        picture.value = figure.to_png()
+        figure.take_places(places)
+        picture.value = figure.to_png(compression=1)
 
     for control in controls.values():
         control.observe(redraw, names="value")
@@ -462,3 +465,40 @@ def combined_panel(
         "image": slider("image", 0, 0, len(images) - 1),
     }
     return panel(draw, controls, help="Each setting is another trained network. Mask ratio 0 is plain training.")
+
+
+# ---------------------------------------------------------------- lesson 06
+
+
+def study_panel(
+    values: Mapping[tuple[str, str, float], Mapping[str, Mapping[int, float]]], precisions: Sequence[str]
+) -> ipywidgets.VBox:
+    """Return sliders over the study: data set, measure, bits and mask ratio.
+
+    Parameters
+    ----------
+    values : (data set, measure, mask ratio) -> precision -> seed -> value. Mask ratio 0 is plain training.
+    precisions : in the order of the slider.
+
+    Examples
+    --------
+    >>> plain, guided = {"fp32": {0: 0.9, 1: 0.91}}, {"fp32": {0: 0.89, 1: 0.9}}
+    >>> box = study_panel({("MNIST", "accuracy", 0): plain, ("MNIST", "accuracy", 0.5): guided}, ["fp32"])
+    """
+    sets, measures, ratios = (list(dict.fromkeys(column)) for column in zip(*values, strict=True))
+
+    def draw(data: str, measure: str, precision: str, ratio: float) -> Picture:
+        plain, guided = values[data, measure, 0], values.get((data, measure, ratio), {})
+        seeds = sorted(set(plain.get(precision, {})) & set(guided.get(precision, {})))
+        differences = [guided[precision][seed] - plain[precision][seed] for seed in seeds]
+        found = {"plain": plain, f"guided (ratio {ratio:g})": guided}
+        series = {name: {p: list(some[p].values()) for p in precisions if p in some} for name, some in found.items()}
+        return plot_choice_of_study(series, precision, differences, measure, data)
+
+    controls = {
+        "data": choice("data set", sets),
+        "measure": choice("measure", measures),
+        "precision": choice("bits", list(precisions), precisions[-1]),
+        "ratio": choice("mask ratio", [ratio for ratio in ratios if ratio], 0.5),
+    }
+    return panel(draw, controls, help="A dot is one training. The bar through a mean is its 95 % interval.")

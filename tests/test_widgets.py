@@ -5,7 +5,21 @@ import itertools
 import numpy as np
 import torch
 
-from qsal_helpers import SaliencyGuided, build_model, fit, load_data, widgets
+from qsal_helpers import SaliencyGuided, build_model, fit, load_data, plots, widgets
+
+# ---------------------------------------------------------------- every lesson
+
+
+def test_a_panel_shows_the_very_picture_that_the_plots_function_draws_alone():
+    w = np.random.default_rng(0).normal(size=2000)
+    grids, accuracies = {bits: np.round(w * 2**bits) / 2**bits for bits in range(1, 8)}, dict.fromkeys(range(1, 8), 0.5)
+    box = widgets.bits_panel(w, grids, accuracies)
+    (bits,) = box.children[0].children
+    for value in (1, 3, 2, 7, 3):  # the labels of the middle axes grow and shrink, and the axes make room for them
+        bits.value = value
+        alone = plots.plot_bits(w, grids[value], value, accuracies)
+        assert bytes(box.children[-1].value) == alone.to_png(compression=1)
+
 
 # ---------------------------------------------------------------- lesson 03
 
