@@ -252,7 +252,7 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: ImageData, split: str = "test", batch_size: int = 1000) -> float:
+def evaluate(model: nn.Module, data: ImageData, split: str = "test", batch_size: int = 250) -> float:
     """Return the fraction of images that `model` classifies correctly, 0 to 1.
 
     Parameters
@@ -275,7 +275,7 @@ def evaluate(model: nn.Module, data: ImageData, split: str = "test", batch_size:
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, split: Split, data: ImageData, batch_size: int = 1000) -> float:
+def _accuracy(model: nn.Module, split: Split, data: ImageData, batch_size: int = 250) -> float:
     if not len(split):
         raise ValueError("there are no images to evaluate on")
     parameter = next(model.parameters(), None)

@@ -721,7 +721,7 @@ pd.concat([pd.DataFrame(rows).T.astype(float).round(3), beside])
 # - Few bits took little from the accuracy here and much from the map, most of all on MNIST with 2 bits.
 # - Guidance focuses the map at all bits. Focus is not faithfulness: that depends on the data and on the fill.
 # - Which network is best depends on the wishes. The Pareto front removes those that no wish defends.
-# - One training of each kind is an anecdote. Lesson 06, still to come, repeats them over seeds.
+# - One training of each kind is an anecdote. Lesson 06 repeats them over seeds.
 
 # %% [markdown]
 # ## References
@@ -739,4 +739,4 @@ pd.concat([pd.DataFrame(rows).T.astype(float).round(3), beside])
 # %% [markdown]
 # ## Next
 #
-# [07 Deployment](07_deployment.ipynb): the 2-bit network as integers, in a small file, without PyTorch.
+# [06 The trade-off](06_trade_off.ipynb): the same questions over many trainings, and how sure the answers are.
