@@ -554,7 +554,7 @@ for bits in (2, 8, 32):
 
 # %%
 model, bits = trained["w2a2", SEEDS[0]], 2
-for name, inputs in inputs_of(model, ["relu1", "relu2", "relu3"], data.train.images[:200]).items():
+for name, inputs in inputs_of(model, ["relu1", "relu2", "relu3"], data.train.images[:50]).items():
     tried = torch.linspace(0.2, inputs.max().item(), 100)
     error = torch.stack([(pact(inputs, a, bits) - inputs.clamp(0)).square().mean() for a in tried])
     found = model.get_submodule(name).alpha.item()
