@@ -172,9 +172,9 @@ def needed(known: Sequence[Statement], function: str) -> list[Statement]:
 
     Examples
     --------
-    >>> known, _ = statements_of(["import os\\nimport math", "a = 2\\nb = fit()\\ndef f(x): return math.sqrt(a * x)"])
+    >>> known, _ = statements_of(["import os\\nimport math", "a = 2\\nb = fit()\\nf = lambda x: math.sqrt(a * x)"])
     >>> [statement.text for statement in needed(known, "f")]
-    ['import math', 'a = 2', 'def f(x): return math.sqrt(a * x)']
+    ['import math', 'a = 2', 'f = lambda x: math.sqrt(a * x)']
     """
     names, chosen = {function, "*"}, set()
     while more := {i for i, statement in enumerate(known) if i not in chosen and statement.binds & names}:

@@ -125,19 +125,26 @@ def lab_server(folder: Path, scale: str) -> Iterator[str]:
         settings = home / "jupyter_server_config.py"
         settings.write_text(SERVER_SETTINGS.format(port=port, folder=str(folder), token=token), encoding="utf-8")
         # The user's own JupyterLab settings stay out of it.
-        own = {"JUPYTER_CONFIG_DIR": private, "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "QSAL_SCALE": scale}
+        folders = {f"JUPYTER{name}": private for name in ("_CONFIG_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR")}
         command = [sys.executable, "-m", "jupyterlab", f"--config={settings}", "--no-browser"]
         log = home / "server.log"
         with log.open("w") as output:
             server = subprocess.Popen(
-                command, cwd=folder, env=os.environ | own | {"TMPDIR": private}, stdout=output, stderr=output
+                command,
+                cwd=folder,
+                env=os.environ | folders | {"QSAL_SCALE": scale, "TMPDIR": private},
+                stdout=output,
+                stderr=output,
             )
         try:
             _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, log)
             yield f"http://127.0.0.1:{port}/lab?token={token}"
         finally:
             server.terminate()
-            server.wait(timeout=30)
+            try:
+                server.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 def _wait_for(address: str, server: subprocess.Popen, log: Path, seconds: float = 120) -> None:
