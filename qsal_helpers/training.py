@@ -181,7 +181,8 @@ def fit(
     history, best_accuracy, best_state = History(), -1.0, _state(model)
     step = 0
     bar = tqdm(total=steps, disable=not progress, leave=False, unit="batch", desc=f"epoch 1/{epochs}")
-    with _random_state_kept(device), bar:
+    # An interrupt inside torch's own no_grad can leave gradients switched off; this switches them back.
+    with torch.enable_grad(), _random_state_kept(device), bar:
         # Not torch.manual_seed, which also seeds every GPU, used here or not.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

@@ -499,6 +499,6 @@ def study_panel(
         "data": choice("data set", sets),
         "measure": choice("measure", measures),
         "precision": choice("bits", list(precisions), precisions[-1]),
-        "ratio": choice("mask ratio", [ratio for ratio in ratios if ratio], 0.5),
+        "ratio": choice("mask ratio", sorted(ratio for ratio in ratios if ratio), 0.5),
     }
     return panel(draw, controls, help="A dot is one training. The bar through a mean is its 95 % interval.")

@@ -216,6 +216,15 @@ def test_an_interrupt_leaves_model_and_history_usable_and_fit_can_go_on(at, caps
     assert again.epochs == 2 and not again.interrupted
 
 
+def test_gradients_that_an_interrupt_left_switched_off_are_on_again_after_training():
+    def interrupt(progress):
+        torch.set_grad_enabled(False)
+        raise KeyboardInterrupt
+
+    run(net(), callback=interrupt, callback_every=1)
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize("objective", [cross_entropy, SaliencyGuided(0.5, ramp_steps=20)], ids=["plain", "ramp"])
 def test_a_resumed_training_ends_with_the_numbers_of_an_undisturbed_one(objective, tmp_path):
     whole, parts = net("w4a4", dropout=0.2), net("w4a4", dropout=0.2)

@@ -166,8 +166,8 @@ for kind in kinds:
     print(f"{kind:17} mean {found.mean():.2%}, interval {low:.2%} to {high:.2%}, {len(found)} seeds")
 
 # %% [markdown]
-# The suspect is convicted: with clean statistics the loss is gone or nearly so. The authors' own code for MNIST has a
-# network without batch-norm, so there the fault cannot show.
+# The suspect is convicted: with clean statistics most of the loss is gone. The authors' own code for MNIST has a network
+# without batch-norm, so there the fault cannot show.
 #
 # ## What do bits save?
 #
