@@ -12,9 +12,6 @@ import nbformat
 import pytest
 from lessons import NOTEBOOKS, lessons, read_source
 
-# What the page's console may say. Everything else of level "error" fails a lesson.
-NOISE = ()
-
 
 @pytest.fixture(scope="module")
 def chromium():
@@ -63,7 +60,8 @@ def test_every_slider_changes_its_picture_by_keyboard_without_any_error(source, 
     assert len(found) == panels_in(source) and all(panel.handles for panel in found)
     assert still == []
     assert messages == [""] * len(found)
-    assert [text for text in complaints if not any(noise in text for noise in NOISE)] == []
+    # No error is excused. JupyterLab warns of plugins that start slowly; those are warnings, which are not heard.
+    assert complaints == []
 
 
 def changes_picture(page, panel, handle):
