@@ -33,6 +33,7 @@ import inspect
 import math
 import os
 import platform
+import warnings
 
 import torch
 from IPython.display import display
@@ -378,7 +379,10 @@ few = load_data("fashion-mnist", size=FEW)
 
 
 def accuracies(precision, **options):
-    models = [train(precision, seed, few, FEW_EPOCHS, progress=False, **options)[0] for seed in SEEDS]
+    with warnings.catch_warnings():
+        # Some of these trainings are bad on purpose.
+        warnings.filterwarnings("ignore", message="validation accuracy fell")
+        models = [train(precision, seed, few, FEW_EPOCHS, progress=False, **options)[0] for seed in SEEDS]
     return [100 * evaluate(model, data) for model in models]
 
 
