@@ -360,6 +360,7 @@ def verdict(found, wanted, corrected):
     return "as claimed" if found["difference"] * wanted > 0 else "the opposite"
 
 
+# %%
 def judged(name):
     frame = main[main.set == name]
     found = [compare(frame, measure, one, base) for _, measure, one, base, _ in claims]

@@ -56,8 +56,7 @@ from qsal_helpers import export, folding, quantization
 SCALE = SCALE or os.environ.get("QSAL_SCALE", "class")
 sizes = {"smoke": (1000, 1, 3, 3), "class": ("mini", 4, 40, 60), "full": ("full", 8, 200, 200)}
 SIZE, EPOCHS, IMAGES, RUNS = sizes[SCALE]
-SEED = 0
-FOLDER = Path(tempfile.mkdtemp())
+SEED, FOLDER = 0, Path(tempfile.mkdtemp())
 print(f"Python {platform.python_version()}, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}")
 
 # %% [markdown]
