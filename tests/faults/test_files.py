@@ -44,13 +44,15 @@ def kill(kind, folder, times):
 
 @pytest.mark.parametrize(("kind", "times"), [("checkpoint", 90), ("onnx", 60), ("record", 90), ("training", 12)])
 def test_a_writer_killed_at_any_moment_leaves_the_old_content_or_the_new_one(kind, times, tmp_path):
-    kill(kind, tmp_path, times)
+    assert kill(kind, tmp_path, times)["neither"] == 0
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_writer_killed_at_a_thousand_moments_leaves_the_old_content_or_the_new_one(kind, tmp_path):
-    print(kind, kill(kind, tmp_path, 100 if kind == "training" else 1000))
+    outcomes = kill(kind, tmp_path, 100 if kind == "training" else 1000)
+    print(kind, outcomes)
+    assert outcomes["neither"] == 0
 
 
 # ---------------------------------------------------------------- no room
