@@ -40,7 +40,7 @@ lint: .venv/dev.stamp
 test: .venv/dev.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest $(TESTS)
+	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal $(TESTS)
 
 soak: .venv/dev.stamp
 	$(RUN) -m pytest -m soak -rA $(TESTS)

@@ -1,4 +1,4 @@
-"""Tests draw without a screen and run lessons at smoke scale."""
+"""Tests draw without a screen, run lessons at smoke scale, and share the cores where pytest runs several at a time."""
 
 import os
 
@@ -6,3 +6,5 @@ import matplotlib
 
 matplotlib.use("agg")
 os.environ["QSAL_SCALE"] = "smoke"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
