@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 IN_CONDA = {"torch": "pytorch-cpu"}
+ALL = ("lab", "cluster", "site", "bench", "dev")
 
 
 def requirements(*extras):
@@ -37,11 +38,11 @@ def conda_packages():
 
 def test_every_package_we_ask_for_has_one_exact_version():
     exact = constraints()
-    assert {requirement.name for requirement in requirements("lab", "site", "dev", "cluster")} <= set(exact)
+    assert {requirement.name for requirement in requirements(*ALL)} <= set(exact)
     assert all(Version(version) for version in exact.values())
 
 
-@pytest.mark.parametrize("requirement", requirements("lab", "site", "dev", "cluster"), ids=str)
+@pytest.mark.parametrize("requirement", requirements(*ALL), ids=str)
 def test_the_exact_version_lies_in_the_range_of_pyproject(requirement):
     assert constraints()[requirement.name] in requirement.specifier
 

@@ -13,12 +13,14 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from qsal_helpers import build_model, fit, quantize
 from qsal_helpers.checkpoints import load_model, read_notes, save_model
@@ -154,6 +156,9 @@ def kill_one(kind, way, point, seconds, size):
 def main(name, folder, kills):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    # tqdm shares its lock, and a thread, with forked children: a child killed with the lock in hand stops its parent.
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
     kind = KINDS[name](Path(folder))
     kind.write("new")
     started = time.perf_counter()
