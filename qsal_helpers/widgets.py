@@ -7,6 +7,7 @@ The functions named ``*_panel`` each belong to one lesson.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -101,7 +102,9 @@ def slider(label: str, value: float, low: float, high: float, step: float | None
     }
     if all(isinstance(number, int) for number in (value, low, high)) and (step is None or isinstance(step, int)):
         return ipywidgets.IntSlider(step=step or 1, **options)
-    return ipywidgets.FloatSlider(step=step or (high - low) / 50, readout_format=".2f", **options)
+    step = step or (high - low) / 50
+    decimals = max(2, math.ceil(-math.log10(step)))
+    return ipywidgets.FloatSlider(step=step, readout_format=f".{decimals}f", **options)
 
 
 def choice(label: str, options: list[Any], value: Any = None) -> Any:
