@@ -43,7 +43,7 @@ test: .venv/dev.stamp
 	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal $(TESTS)
 
 soak: .venv/dev.stamp
-	$(RUN) -m pytest -m soak -rA $(TESTS)
+	$(RUN) -m pytest -m soak -rA -n logical --maxprocesses 4 --dist worksteal $(TESTS)
 	$(RUN) tools/versions.py --oldest
 
 clean:
