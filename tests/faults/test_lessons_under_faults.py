@@ -19,7 +19,7 @@ SWEEP = (ROOT / "tests" / "notebooks" / "sweep.py").read_text()
 LESSONS = lessons()
 # The lesson that the suite takes where the soak takes all of them: it trains, draws and shows a panel.
 ONE = next(path for path in LESSONS if path.stem.startswith("02"))
-SECONDS = re.compile(r"\d+(\.\d+)?(?=\s*(s|ms|seconds|milliseconds|minutes|images/s|MB|MiB)\b)|\d+:\d\d")
+SECONDS = re.compile(r"\d+(\.\d+)?(?=\s*(s|ms|seconds|milliseconds|minutes|images/s|MB|MiB|GB|GiB)\b)|\d+:\d\d")
 
 each_lesson = pytest.mark.parametrize("source", LESSONS, ids=lambda path: path.stem)
 
