@@ -308,7 +308,7 @@ def check_quantizer(student: Callable[[Tensor, int, float, float], Tensor]) -> b
     my_quantize: correct.
     True
     """
-    x = torch.linspace(-1.35, 2.45, 39)
+    x = torch.linspace(-1.357, 2.443, 39)  # no value half-way between two levels, where a hair decides
 
     def test() -> None:
         for bits, low, high in ((2, 0.0, 1.0), (2, -1.0, 2.0), (3, -0.5, 1.5)):
@@ -351,6 +351,8 @@ def _name_the_fault_of_a_grid(case: str, x: Tensor, answer: Tensor, bits: int, l
         raise _Wrong(f"{case} you return the number of the level, 0, 1, 2, ...; turn it back into a value.")
     if torch.allclose(answer, codes * step, atol=1e-4):
         raise _Wrong(f"{case} every value is off by low: what was subtracted before rounding must be added after it.")
+    if low and torch.allclose(answer, (x.clamp(low, high) / step).round() * step, atol=1e-4):
+        raise _Wrong(f"{case} your levels are counted from 0: subtract low before you round, and add it after.")
     if bool((answer > high + 1e-4).any() or (answer < low - 1e-4).any()):
         raise _Wrong(f"{case} some values lie outside the range from low to high: clip before you round.")
     if levels == 2**bits + 1:
@@ -382,6 +384,11 @@ def check_bits_needed(student: Callable[[float], int]) -> bool:
                 raise _Wrong(f"{says} Bits come whole: round up.")
             if answer == wanted - 1:
                 reached = 20 * math.log10(2**answer - 1) if answer >= 1 else -math.inf
+                if answer == math.ceil(decibels / 6.02):
+                    raise _Wrong(
+                        f"{says} That many bits reach only {reached:.1f} dB: 6.02 dB a bit is too good for few bits; "
+                        "use the exact formula."
+                    )
                 raise _Wrong(f"{says} That many bits reach only {reached:.1f} dB: round up, not to the nearest.")
             if answer == wanted + 1:
                 raise _Wrong(
@@ -502,7 +509,7 @@ def check_pact(student: Callable[[Tensor, float, int], Tensor]) -> bool:
     my_pact: correct.
     True
     """
-    x = torch.linspace(-1.35, 4.45, 59)
+    x = torch.linspace(-1.357, 4.443, 59)  # no value half-way between two levels, where a hair decides
 
     def test() -> None:
         for alpha, bits in ((3.0, 2), (1.5, 2), (2.5, 4)):
@@ -561,6 +568,7 @@ def check_alpha_gradient(student: Callable[[Tensor, float, Tensor], Tensor]) -> 
                 grad.sum().item(): "You added over all inputs; only the clipped ones feel alpha.",
                 -wanted: "The sign is wrong: raising alpha raises a clipped output.",
                 (grad * clipped).mean().item(): "That is the mean; the contributions add up.",
+                grad[clipped].mean().item(): "That is the mean; the contributions add up.",
             }
             reason = next((text for other, text in others.items() if abs(number - other) < 1e-5), "")
             with _showing(table(["x", "grad", "x >= alpha"], rows)):
@@ -595,6 +603,8 @@ def check_steps_to_shrink(student: Callable[[float, float, float, float], float]
                 raise _Wrong(f"{says} You let alpha lose the same amount each step; it loses the same fraction.")
             if abs(answer - (start - end) / (10 * lr * decay * start)) <= 0.01 * answer:
                 raise _Wrong(f"{says} You kept the first step's loss; as alpha shrinks, it loses less and less.")
+            if abs(answer - wanted / math.log(10)) <= 0.01 * wanted:
+                raise _Wrong(f"{says} You took the logarithm to base 10; exp needs the natural one, math.log.")
             if abs(answer + wanted) <= 0.01 * wanted:
                 raise _Wrong(f"{says} A number of steps is positive: turn the fraction in the logarithm over.")
             raise _Wrong(f"{says} It takes about {wanted:.0f}.")
@@ -656,7 +666,10 @@ def check_gradient_map(student: Callable[[nn.Module, Tensor, Tensor], Tensor]) -
         _name_the_fault("The map has the right shape, but", answer, wanted, faults)
         expect_close(answer, wanted, at=wanted, what="the map")
 
-    hint = "score = model(x).gather(1, target[:, None]).sum(); torch.autograd.grad(score, x)[0]; then .abs().sum(1)."
+    hint = (
+        "x = x.clone().requires_grad_(); score = model(x).gather(1, target[:, None]).sum(); "
+        "torch.autograd.grad(score, x)[0]; then .abs().sum(1)."
+    )
     return grade("gradient_map", test, hint)
 
 
@@ -702,6 +715,8 @@ def check_integrated_gradients(student: Callable[[nn.Module, Tensor, Tensor, Ten
             "it is about as many times too large as there are steps: divide the sum by steps.": steps * wanted,
             "the sign is lost: without it the attributions cannot add up.": wanted.abs(),
             "this is the gradient at x alone: take it at every point on the way.": way * gradient(x),
+            "the points on the way lack the baseline: add it to each.": way
+            * (sum(gradient((k + 0.5) / steps * way) for k in range(steps)) / steps),
             "the way starts at 0: start it at the baseline.": way * average(torch.zeros_like(x)),
             "your way starts at 0 and ends at x: start it at the baseline.": x * average(torch.zeros_like(x)),
             "the sign is turned round: it is (x - baseline).": -wanted,
@@ -717,7 +732,8 @@ def check_integrated_gradients(student: Callable[[nn.Module, Tensor, Tensor, Ten
                 )
 
     hint = (
-        "for each k: point = baseline + (k + 0.5) / steps * (x - baseline); add up the gradients of the target's logit."
+        "for each k: point = (baseline + (k + 0.5) / steps * (x - baseline)).requires_grad_(); add up the gradients of "
+        "the target's logit."
     )
     return grade("my_integrated_gradients", test, hint)
 
@@ -816,6 +832,8 @@ def check_hide_pixels(student: Callable[[Tensor, Tensor, int, float], Tensor]) -
                 gradient, k
             ),
             "you replaced the most salient pixels; it is the least salient ones.": hidden(-gradient.abs(), k),
+            "one pixel too few is replaced in each image: exactly k go.": hidden(gradient.abs(), k - 1),
+            "one pixel too many is replaced in each image: exactly k go.": hidden(gradient.abs(), k + 1),
             "you replaced all pixels but k: it is the k least salient that go.": hidden(gradient.abs(), 20 - k),
             "you kept the pixels that should go, and replaced those that should stay.": torch.where(
                 wanted == value, x, value
@@ -870,6 +888,8 @@ def check_divergence(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
             (log_p - log_q).sum(1).mean().item(): "The logarithms are not weighted by p.",
             -(log_p.exp() * log_q).sum(1).mean().item(): "That is the cross-entropy of p and q: log p is missing.",
             (log_p.exp() * (logits - masked)).sum(1).mean().item(): "These are logits: take log_softmax first.",
+            (log_p * (log_p - log_q)).sum(1).mean().item(): "The weight is p, not log p: log_p.exp() is p.",
+            (log_p.exp() * (log_p - log_q.exp())).sum(1).mean().item(): "The logarithm of q is missing.",
             -wanted: "The sign is turned round: a divergence is never below 0.",
         }
         if abs(number - wanted) > 1e-4:
@@ -932,6 +952,8 @@ def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float
             "That is the cross-entropy alone: add the divergence.": cross_entropy,
             "That is the divergence alone: add the cross-entropy.": weight * divergence,
             "The weight is missing.": cross_entropy + divergence,
+            "The cross-entropy is the sum over the images; take their mean.": len(x) * cross_entropy
+            + weight * divergence,
             "The two predictions in the divergence have changed places.": cross_entropy + weight * reversed_divergence,
             "The sign of the divergence is turned round.": cross_entropy - weight * divergence,
             "You hid the most salient pixels.": cross_entropy + weight * parts(sign=-1)[1],
@@ -947,7 +969,10 @@ def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float
                 raise _Wrong(f"The loss should be {row[-1]:.4f}; your function says {number:.4f}. {reason}".rstrip())
         _check_learns_from_both_terms(model, answer, cross_entropy, weight, divergence)
 
-    hint = "the gradient of the cross-entropy at x (retain_graph=True), mask_least_salient, model again, add up."
+    hint = (
+        "x = x.clone().requires_grad_(); the gradient of the cross-entropy at x (retain_graph=True); "
+        'mask_least_salient with fill="mean"; model again; add up.'
+    )
     return grade("guided_loss", test, hint)
 
 
@@ -988,7 +1013,7 @@ def check_plain_steps(student: Callable[[int, int, int], float]) -> bool:
                 continue
             says = f"For {forward} forward, {to_input} to the input, {full} full your function says {answer:.3g}."
             faults = {
-                3 * wanted: "That counts passes; a plain step has 3 units, so divide by 3.",
+                3 * wanted: "That is in units; a plain step has 3 of them, so divide by 3.",
                 (forward + to_input + full) / 2: "A full backward pass costs 2 units, not 1.",
                 (forward + to_input + full) / 3: "A full backward pass costs 2 units, not 1.",
                 (forward + 2 * to_input + 2 * full) / 3: "A backward pass to the input alone costs 1 unit, not 2.",

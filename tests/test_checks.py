@@ -103,6 +103,11 @@ GRADERS = {
             lambda x, bits, low, high: quantize_uniform(x, bits, low, high) - low,
             lambda x, bits, low, high: grid(x, 2**bits - 1, low, high, torch.round),
             lambda x, bits, low, high: grid(x.clamp(low, high), 2**bits, low, high, torch.round),
+            lambda x, bits, low, high: (
+                quantize_uniform(x, bits, low, high)
+                if low == 0
+                else grid(x.clamp(low, high) + low, 2**bits - 1, low, high, torch.round) - low
+            ),
             lambda x, bits, low, high: grid(x.clamp(low, high), 2**bits - 1, low, high, torch.floor),
         ],
     ),
@@ -112,6 +117,7 @@ GRADERS = {
         [
             lambda decibels: decibels / 6.02,
             lambda decibels: int(decibels / 6.02),
+            lambda decibels: math.ceil(decibels / 6.02),
             lambda decibels: int(decibels / 6.02) + 2,
             lambda decibels: 32,
         ],
@@ -175,6 +181,7 @@ GRADERS = {
             lambda start, end, lr, decay: (start - end) / (10 * lr * decay),
             lambda start, end, lr, decay: (start - end) / (10 * lr * decay * start),
             lambda start, end, lr, decay: math.log(end / start) / (10 * lr * decay),
+            lambda start, end, lr, decay: math.log10(start / end) / (10 * lr * decay),
             lambda start, end, lr, decay: 1.0,
         ],
     ),
@@ -210,6 +217,9 @@ GRADERS = {
             ).sum(1),
             lambda model, x, baseline, target, steps: (x - baseline) * gradient(model, x, target),
             lambda model, x, baseline, target, steps: x * integrated(model, x, baseline, target, steps, 0 * x),
+            lambda model, x, baseline, target, steps: (
+                (x - baseline) * integrated(model, x - baseline, 0 * baseline, target, steps)
+            ),
             lambda model, x, baseline, target, steps: gradient(model, x, target),
         ],
     ),
@@ -233,6 +243,8 @@ GRADERS = {
             lambda x, gradient, k, value: hide(x, gradient, k, value),
             lambda x, gradient, k, value: hide(x, -gradient.abs(), k, value),
             lambda x, gradient, k, value: hide(x, gradient.abs(), 20 - k, value),
+            lambda x, gradient, k, value: hide(x, gradient.abs(), k - 1, value),
+            lambda x, gradient, k, value: hide(x, gradient.abs(), k + 1, value),
             lambda x, gradient, k, value: torch.cat([hide(x, gradient.abs(), k, value)[:, :1], x[:, 1:]], 1),
             lambda x, gradient, k, value: hide(x, gradient.abs(), k, 0.0),
             lambda x, gradient, k, value: hide(x, gradient.abs(), k, 7.0),
@@ -247,6 +259,8 @@ GRADERS = {
             lambda a, b: kl(a, b).mean(),
             lambda a, b: kl(a, b).sum(1),
             lambda a, b: kl(a.T, b.T).T.sum(1).mean(),
+            lambda a, b: (a.log_softmax(1) * (a.log_softmax(1) - b.log_softmax(1))).sum(1).mean(),
+            lambda a, b: (a.softmax(1) * (a.log_softmax(1) - b.softmax(1))).sum(1).mean(),
             lambda a, b: -(a.softmax(1) * b.log_softmax(1)).sum(1).mean(),
             lambda a, b: (a.softmax(1) * (a.softmax(1).log() - b.softmax(1).log())).sum(1).mean(),
         ],
@@ -466,6 +480,29 @@ def test_in_a_notebook_a_wrong_curve_is_drawn_beside_the_right_one_however_far_o
     monkeypatch.setattr(IPython.display, "display", lambda picture: drawn.append(picture.to_png()))
     verdict, _ = grade(name, FAR_OFF[name], capsys)
     assert not verdict and [png[1:4] for png in drawn] == [b"PNG"]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        (
+            "check_quantizer",
+            lambda x, bits, low, high: (
+                torch.round((x.clamp(low, high) - low) * (2**bits - 1) / (high - low)) * (high - low) / (2**bits - 1)
+                + low
+            ),
+        ),
+        (
+            "check_pact",
+            lambda x, alpha, bits: (
+                torch.round((x.abs() - (x - alpha).abs() + alpha) / 2 * (2**bits - 1) / alpha) * alpha / (2**bits - 1)
+            ),
+        ),
+    ],
+    ids=["quantizer", "PACT"],
+)
+def test_the_formula_of_the_lesson_is_accepted_however_it_is_written(name, answer, capsys):
+    assert grade(name, answer, capsys)[0]
 
 
 def test_two_matrices_stand_beside_each_other_at_the_place_that_is_furthest_off():
