@@ -645,7 +645,8 @@ def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd
     fixed = {f.name: f.default for f in dataclasses.fields(Run) if f.name not in varied}
     main = records[(records[list(fixed)] == list(fixed.values())).all(axis=1)]
     groups = main.groupby(["data", "size", "objective", "precision"], sort=False)[value]
-    cells = groups.agg(lambda v: f"{v.mean():.{digits}f} ± {v.std():.{digits}f} ({len(v)})")
+    spread = lambda v: f" ± {v.std():.{digits}f}" if len(v) > 1 else ""
+    cells = groups.agg(lambda v: f"{v.mean():.{digits}f}{spread(v)} ({len(v)})")
     columns = [p for p in PRECISIONS if p in set(main.precision)]
     return cells.unstack("precision").reindex(columns=columns)
 
@@ -693,7 +694,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         records = load_records(given.folder)
         for value in ("accuracy", *SHOWN):
-            print(f"{value}: mean ± standard deviation over seeds (how many)", table(records, value), "", sep="\n")
+            text = table(records, value).fillna("").to_string()
+            print(f"{value}: mean ± standard deviation over seeds (how many)", text, "", sep="\n")
 
 
 if __name__ == "__main__":

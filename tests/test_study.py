@@ -188,6 +188,7 @@ def test_only_the_plans_main_runs_enter_the_paper_style_table():
     frame = pd.DataFrame([dataclasses.asdict(run) | {"accuracy": 0.5 + 0.1 * run.seed} for run in runs])
     found = table(frame)
     assert found.loc[("fashion-mnist", "full", "plain"), "fp32"] == "0.600 ± 0.100 (3)"
+    assert found.loc[("fashion-mnist", "full", "plain"), "w2a2"] == "0.500 (1)"
     assert list(found.columns) == ["fp32", "w2a2"] and len(found) == 1
 
 
