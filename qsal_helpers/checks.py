@@ -1391,6 +1391,7 @@ def check_fold_batch_norm(
                     "the convolution's own bias is missing.": beta - gain * mean,
                     "the convolution's own bias has to be multiplied by the gain, too.": bias - gain * mean + beta,
                     "the running mean has to be multiplied by the gain, too.": gain * bias - mean + beta,
+                    "the gain is missing: it multiplies (bias - bn.running_mean).": bias - mean + beta,
                     "the running mean is added; it has to be subtracted.": gain * (bias + mean) + beta,
                 },
                 tolerance=1e-5,
@@ -1443,10 +1444,18 @@ def check_pack_four(student: Callable[[Tensor], Tensor]) -> bool:
         answer = expect_tensor(answer, wanted, "the packed bytes")
         if answer.is_floating_point() or answer.is_complex():
             raise _Wrong(f"The bytes should be integers, torch.uint8; they are {answer.dtype}.")
+        parts = (codes.view(-1, 4).int() << torch.tensor(up)).unbind(1)
+        or_ed = parts[0] | parts[1] | parts[2] | parts[3]
+        if answer.dtype == torch.int8 and torch.equal(answer.int() & 255, wanted):
+            raise _Wrong("The bits are right, but int8 reads them as numbers down to -128: use .to(torch.uint8).")
         faults = {
             "the first number is in the highest bits; it belongs in the lowest.": packed(codes & 3, up[::-1]),
             "negative numbers spill over their neighbours: keep the two lowest bits of each with & 3.": packed(
                 codes, up
+            ),
+            "a negative number fills the bits of its neighbours: keep the two lowest bits of each with & 3.": or_ed,
+            "the four numbers of a byte are not neighbours: view(-1, 4) has four neighbours in a row.": packed(
+                (codes & 3).view(4, -1).T.reshape(-1), up
             ),
             "each number was raised by 2; two's complement keeps the two lowest bits instead: & 3.": packed(
                 codes + 2, up

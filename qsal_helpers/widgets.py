@@ -97,7 +97,7 @@ def slider(label: str, value: float, low: float, high: float, step: float | None
         "value": value,
         "min": low,
         "max": high,
-        "layout": ipywidgets.Layout(width="28em"),
+        "layout": ipywidgets.Layout(width="34em"),
         "style": {"description_width": "9em"},
     }
     if all(isinstance(number, int) for number in (value, low, high)) and (step is None or isinstance(step, int)):
@@ -119,7 +119,7 @@ def choice(label: str, options: list[Any], value: Any = None) -> Any:
         options=options,
         value=options[0] if value is None else value,
         description=label,
-        layout=ipywidgets.Layout(width="28em"),
+        layout=ipywidgets.Layout(width="34em"),
         style={"description_width": "9em"},
     )
 

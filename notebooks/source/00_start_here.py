@@ -188,7 +188,10 @@ widgets.prediction_panel(data.test.images[:8].numpy(), data.test.labels[:8].toli
 #
 # ### Exercise 1: how many numbers? (easy, 2 minutes)
 #
-# How many different numbers can a word of `bits` bits name? Replace the three dots and run both cells.
+# How many different numbers can a word of `bits` bits name? A word is a row of bits: 011 is a word of 3 bits.
+#
+# `bits` is a whole number. Return a whole number. Replace the three dots by your lines, which begin with `return` or
+# end with it, and run both cells.
 
 
 # %%
@@ -211,9 +214,10 @@ _ = checks.check_number_of_levels(number_of_levels)
 #
 # ### Exercise 2: do two networks agree? (easy, 5 minutes)
 #
-# Two networks can be right equally often and still disagree. Given their outputs for the same images,
-# `(images, classes)` each, return the fraction of images to which both give the same class.
-# The class of an image is the place of the largest number in its row.
+# Two networks can be right equally often and still disagree. `outputs_a` and `outputs_b` are their outputs for the same
+# images: two tensors of shape `(images, classes)`. The class of an image is the place of the largest number in its row.
+#
+# Return the fraction of images to which both give the same class, one number from 0 to 1.
 
 
 # %%

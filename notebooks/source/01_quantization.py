@@ -93,7 +93,10 @@ quantize_uniform(torch.tensor([0.1, 0.6, 3.0]), bits=2, low=0.0, high=1.0)
 # %% [markdown]
 # ### Exercise 1: the uniform quantizer (medium, 8 minutes)
 #
-# Write $Q(x)$. `x` is a tensor; `x.clamp(low, high)` clips it and `torch.round` rounds it.
+# Write $Q(x)$. `x` is a tensor, `bits` a whole number; `low` and `high` are numbers. Return a tensor of the shape of
+# `x` that holds the levels themselves, such as 1/3, and not their places in the grid.
+#
+# Two tools: `x.clamp(low, high)` clips, and `torch.round` rounds.
 
 
 # %%
@@ -271,8 +274,11 @@ for bits in BITS:
 # %% [markdown]
 # ### Exercise 2: the best clip (medium, 10 minutes)
 #
-# Return the clip, a number, for which a grid from `-clip` to `clip` has the least mean squared error on `w`.
-# Trying many clips is good enough. You may use `quantize_uniform`.
+# `w` is a tensor of weights, `bits` a whole number. Return the clip for which a grid from `-clip` to `clip` has the
+# least mean squared error on `w`. The answer is one number above 0.
+#
+# Trying many clips is good enough. `quantize_uniform(w, bits, -clip, clip)` gives the quantized weights; it takes plain
+# numbers as its ends, so turn an element of a tensor into one with `.item()`.
 
 
 # %%
@@ -295,7 +301,7 @@ _ = checks.check_best_clip(best_clip)
 #
 # </details>
 #
-# The package calls one such rule **SAWB** (statistics-aware weight binning, Choi et al. 2019). It reads the clip
+# The package has one such rule, **SAWB** (statistics-aware weight binning, Choi et al. 2019). It reads the clip
 # off two averages, $\sqrt{E[w^2]}$ and $E|w|$, without a search. The lesson on PACT uses it.
 
 # %% [markdown]
@@ -510,7 +516,8 @@ plots.plot_gradients(x.detach().numpy(), curves)
 # %% [markdown]
 # ### Exercise 3: the straight-through estimator (medium, 10 minutes)
 #
-# Write a rounding whose value is `torch.round(x)` and whose gradient is that of `x`. One line is enough.
+# `x` is a tensor. Return a tensor of its shape whose value is `torch.round(x)` and whose gradient is that of `x`. One
+# line is enough.
 # `.detach()` helps: it keeps a tensor's value and cuts its gradient.
 
 
@@ -591,8 +598,10 @@ for scheme in ("minmax", "sawb"):
 #
 # ### Exercise 4: how many bits for a given quality? (easy, 5 minutes)
 #
-# A uniform signal fills its grid. Return the fewest bits that give at least `decibels` of signal-to-noise ratio.
-# Use the formula of the section on decibels.
+# A uniform signal fills its grid. `decibels` is a number. Return the fewest bits, a whole number from 1 up, that give
+# at least so much signal-to-noise ratio.
+#
+# Use the formula of the section on decibels: the exact one, before the $\approx$. With few bits 6.02 a bit is too good.
 
 
 # %%
@@ -617,9 +626,11 @@ _ = checks.check_bits_needed(bits_needed)
 #
 # ### Exercise 5: where would you spend your bits? (open, hard, 10 minutes)
 #
-# With 3 bits for all weights the network has a certain size and accuracy. Give each layer bits of its own, from 2
-# to 8, so that the network is *smaller* and *better* than that. Look at two things first: the figure "Only this
-# layer has 2-bit weights", and the number of parameters of each layer.
+# Run the cell as it stands: with 3 bits for all weights the network has a certain size and accuracy.
+#
+# Then change the first line. Give each layer bits of its own, from 2 to 8, so that the network is *smaller* and
+# *better* than that. Look at two things first: the figure "Only this layer has 2-bit weights", and the number of
+# parameters of each layer.
 
 # %%
 mine = {"conv1": 3, "conv2": 3, "conv3": 3, "fc1": 3, "fc2": 3}  # change these

@@ -153,7 +153,8 @@ pact(torch.tensor([-1.0, 0.4, 1.7, 8.0]), alpha=3.0, bits=2)
 # %% [markdown]
 # ### Exercise 1: PACT's values (easy, 5 minutes)
 #
-# Write $y_q$ for a tensor `x`, a number `alpha` and a number of `bits`. Leave the gradients for later.
+# Write $y_q$ for a tensor `x`, a number `alpha` and a number of `bits`. Return a tensor of the shape of `x`. Leave the
+# gradients for later.
 
 
 # %%
@@ -241,7 +242,8 @@ plots.plot_slopes(alpha=2.0, nudge=0.3)
 # %% [markdown]
 # ### Exercise 2: alpha's gradient (medium, 8 minutes)
 #
-# `x` is the layer's input, `grad` holds the $g_i$ and has the same shape. Return the sum as one number.
+# `x` is the layer's input, a tensor of any shape. `alpha` is a number. `grad` holds the $g_i$ and has the shape of `x`.
+# Return the sum on the right as one number (or a tensor with one element).
 
 
 # %%
@@ -418,7 +420,9 @@ plots.plot_points(dict(rows), "w2a2: where alpha starts", reference=sum(float_fe
 # %% [markdown]
 # ### Exercise 3: how long does alpha fall? (medium, 8 minutes)
 #
-# Return the number of steps after which decay alone has brought alpha from `start` to `end`.
+# Return the number of steps after which decay alone has brought alpha from `start` down to `end`. Here `lr` is $\eta$
+# and `weight_decay` is $\lambda$; all four are numbers, and the answer is one too. It need not be whole. `math` is
+# imported.
 
 
 # %%
@@ -554,7 +558,9 @@ for bits in (2, 8, 32):
 #
 # For each 2-bit layer of the trained w2a2 network, the table compares the alpha that training found with the alpha of
 # the least squared error on the same inputs. Are they the same? If not, which is larger, and why might that be?
-# Change the number of bits (train a "w4a4" network: `trained["w4a4", 0]`) or the start, and look again.
+#
+# Then change the first line and look again. The 4-bit network is there already: `model, bits = trained["w4a4", 0], 4`.
+# Another start needs a new training: `model, bits = train("w2a2", 0, data, EPOCHS, alpha=1.0)[0], 2`.
 
 # %%
 model, bits = trained["w2a2", SEEDS[0]], 2

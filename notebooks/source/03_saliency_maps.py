@@ -132,10 +132,14 @@ print(torch.autograd.grad(logit, pixels)[0].tolist())
 # ### Exercise 1: the gradient map (medium, 8 minutes)
 #
 # `model` maps images `x`, of shape `(N, C, H, W)`, to logits `(N, classes)`. `target`, `(N,)`, holds the class to
-# explain for each image. Return the map, `(N, H, W)`.
+# explain for each image. Return the map, `(N, H, W)`: the magnitudes, added up over the channels.
 #
-# Two hints. `torch.autograd.grad(number, x)[0]` is the gradient of one number, and `x` must have been marked by
-# `requires_grad_()`. To get one number from many images, add up their logits: each depends on its own image only.
+# Three hints:
+#
+# - `torch.autograd.grad(number, x)[0]` is the gradient of one number. `x` must have been marked before: `x =
+# x.clone().requires_grad_()`.
+# - `logits.gather(1, target[:, None])` picks each image's own logit.
+# - To get one number from many images, add up their logits: each depends on its own image only.
 
 
 # %%
@@ -248,8 +252,11 @@ plots.saliency_grid(images[:3], columns, shared="map", row_titles=names, title="
 #
 # ### Exercise 2: the average along the way (medium, 10 minutes)
 #
-# Replace the integral by a mean over `steps` points, for example $t = (k + \frac12) / \text{steps}$ for
-# $k = 0, 1, \dots$ Keep signs and channels: the result has the shape of `x`.
+# `x` and `baseline` are images, `(N, C, H, W)` or such that they fit together; `target` is `(N,)`, as above; `steps` is
+# a whole number.
+#
+# Replace the integral by a mean over `steps` points, for example $t = (k + \frac12) / \text{steps}$ for $k = 0, 1,
+# \dots, \text{steps} - 1$. Keep signs and channels: the result has the shape of `x`.
 
 
 # %%

@@ -97,9 +97,12 @@ print(f"{(p * (p.log() - q.log())).sum():.3f} nats; with itself: {(p * (p.log() 
 #
 # ### Exercise 1: the divergence (medium, 8 minutes)
 #
-# Two networks' logits, or one network's for two versions of the images, both `(N, classes)`. Return the mean over the
-# images of $\mathrm{KL}(p \,\|\, q)$: $p$ from `logits`, $q$ from `masked_logits`. One trap: for a very sure network a
-# probability rounds to 0, and its logarithm is not finite. `log_softmax` avoids that.
+# `logits` and `masked_logits` are a network's logits for the images and for their damaged versions, both of shape `(N,
+# classes)`. Return one number: the mean over the images of $\mathrm{KL}(p \,\|\, q)$, with $p$ from `logits` and $q$
+# from `masked_logits`.
+#
+# One trap: for a very sure network a probability rounds to 0, and its logarithm is not finite. `logits.log_softmax(1)`
+# gives the logarithms without that trap.
 
 
 # %%
@@ -173,8 +176,9 @@ for name, values in harm_of_plain.items():
 #
 # ### Exercise 2: hide the pixels (medium, 10 minutes)
 #
-# `x` is `(N, C, H, W)`, `gradient` is `(N, H, W)`, with signs. Return a copy of `x` in which each image has `value` at
-# the `k` pixels whose gradient has the least magnitude, in all channels.
+# `x` is `(N, C, H, W)`, `gradient` is `(N, H, W)`, with signs; `k` is a whole number and `value` a number. Return a
+# copy of `x` in which each image has `value` at the `k` pixels whose gradient has the least magnitude, in all channels.
+# Each image gives up `k` pixels of its own.
 
 
 # %%
@@ -284,9 +288,16 @@ widgets.mask_panel(
 #
 # ### Exercise 3: the loss (hard, 12 minutes)
 #
-# Return $L$. Use `mask_least_salient(x, gradient, ratio, fill="mean")`, which leaves nothing to chance. Two hints.
-# `torch.autograd.grad` throws the graph of the forward pass away unless you say `retain_graph=True`, and you need it
-# once more. And the mask is a choice, not a function to be differentiated: give it `x.detach()`.
+# Return $L$, a tensor with one number, from which `backward()` can start. `model` maps images `x`, `(N, C, H, W)`, to
+# logits; `y`, `(N,)`, holds the right classes; `ratio` is $r$ and `weight` is $\lambda$. Your `divergence` of exercise
+# 1 may serve again.
+#
+# Use `mask_least_salient(x, gradient, ratio, fill="mean")`, which leaves nothing to chance. Three hints:
+#
+# - The gradient at `x` needs `x = x.clone().requires_grad_()` first, as in lesson 03.
+# - `torch.autograd.grad` throws the graph of the forward pass away unless you say `retain_graph=True`, and you need it
+# once more.
+# - The mask is a choice, not a function to be differentiated: give it `x.detach()`.
 
 
 # %%
@@ -647,8 +658,8 @@ plots.seeds_with_intervals(only(rivals, results), "training", directions, join=F
 #
 # ### Exercise 4: the price of a step (easy, 4 minutes)
 #
-# Return the cost of so many forward passes, backward passes to the pixels, and full backward passes, **in plain
-# steps**: a plain step costs 1.
+# `forward`, `to_input` and `full` are how many forward passes, backward passes to the pixels, and full backward passes
+# there are. Return what they cost, one number, **in plain steps**: a plain step costs 1.
 
 
 # %%

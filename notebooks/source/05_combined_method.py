@@ -71,8 +71,9 @@ print(f"Python {platform.python_version()}, torch {torch.__version__}, scale {SC
 # ### Exercise 1: three lines (easy, 6 minutes)
 #
 # Write `combined`: make a quantized copy of `model`, train this copy with `SaliencyGuided(mask_ratio)`, and return it.
-# Hand all that you are given on to the right function. `fit(model, data, objective, epochs=..., seed=...)` trains in
-# place.
+# Hand all that you are given on to the right function: `precision` is a name such as "w2a2", and `quantize(model,
+# precision)` takes it. `fit(model, data, objective, epochs=..., seed=...)` trains in place and returns the history of
+# the training, not the network.
 
 
 # %%
@@ -423,8 +424,9 @@ pd.concat({title: pd.DataFrame(rows).T.map(said) for title, rows in filled.items
 #
 # ### Exercise 2: the Pareto front (medium, 11 minutes)
 #
-# `scores` has a row a network and a column a wish, shape `(N, K)`; larger is better in every column (a size comes with
-# a minus). Return a bool tensor `(N,)`: True where no other row beats the row.
+# `scores` is a tensor of shape `(N, K)`: a row for each network and a column for each wish. Larger is better in every
+# column (a size comes with a minus). Return a tensor of bools, `(N,)`: True where no other row beats the row. A loop
+# over the rows is good enough.
 
 
 # %%

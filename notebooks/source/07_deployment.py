@@ -317,9 +317,11 @@ for name, fake in fake_integers(two, data.test.images[:100]).items():
 #
 # ### Exercise 2: fold it (medium, 10 minutes)
 #
-# `weight` has shape `(filters, channels, 3, 3)`, `bias` has shape `(filters,)`. `bn` is an `nn.BatchNorm2d` with
-# `bn.weight` ($\gamma$), `bn.bias` ($\beta$), `bn.running_mean`, `bn.running_var` and `bn.eps`. Return the new weight
-# and the new bias.
+# `weight` has shape `(filters, channels, 3, 3)`; `bias` has shape `(filters,)`, as have the tensors of `bn`. This `bn`
+# is an `nn.BatchNorm2d` with `bn.weight` ($\gamma$), `bn.bias` ($\beta$), `bn.running_mean`, `bn.running_var` and
+# `bn.eps`.
+#
+# Return two tensors, the new weight and the new bias: `return new_weight, new_bias`.
 
 
 # %%
