@@ -14,6 +14,7 @@ import functools
 import math
 import reprlib
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -86,7 +87,8 @@ def grade(exercise: str, test: Callable[[], None], hint: str, shown: str = "") -
     else:
         outcome, said = Outcome(exercise, "done"), "correct."
     OUTCOMES.append(outcome)
-    print(f"{exercise}: {said}")
+    # JupyterLab breaks long lines inside words.
+    print("\n".join(textwrap.fill(line, 100) for line in f"{exercise}: {said}".splitlines()))
     if picture and "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
         sys.modules["IPython"].display.display(picture())
     return outcome.state == "done"

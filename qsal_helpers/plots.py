@@ -1837,5 +1837,5 @@ def plot_choice_of_study(
     right.set(title=f"{precision}: guided minus plain", xlabel="seed", ylabel=f"change of {measure}")
     right.set_xticks(range(len(differences)))
     if not len(differences):
-        right.text(0.5, 0.5, "no record", ha="center", va="center", transform=right.transAxes)
+        right.text(0.5, 0.6, "no record", ha="center", va="center", transform=right.transAxes)
     return figure

@@ -403,7 +403,10 @@ class LiveView:
     def __init__(self, data: ImageData, fixed: Split, mask_ratio: float = 0.5, budget: float = 0.04) -> None:
         self.images, self.labels, self.x = fixed.images.numpy(), fixed.labels, data.normalise(fixed.images)
         self.mask_ratio, self.budget = mask_ratio, budget
-        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        # An image without content fails to load, and JupyterLab may leave it hidden when the content comes.
+        blank = Picture(figsize=(10, 3.2)).to_png(compression=1)
+        layout = ipywidgets.Layout(max_width="100%")
+        self.picture = ipywidgets.Image(value=blank, format="png", layout=layout)
         self.frames: list[Frame] = []
         self.seconds = self._started = 0.0
 

@@ -48,9 +48,11 @@ def run(source, output, scale="smoke", repository=ROOT, before=(), **environment
 
 
 def texts(notebook):
-    """Return the printed and shown text of each cell, without progress bars, seconds and addresses."""
+    """Return the printed and shown text of each cell that measures no time, without progress bars and addresses."""
     found = []
     for cell in own_cells(notebook):
+        if "measures-time" in cell.metadata.get("tags", []):
+            continue
         pieces = []
         for output in cell.get("outputs", []):
             data = output.get("data", {})
