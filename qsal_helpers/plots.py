@@ -120,9 +120,11 @@ class Picture(Figure):
         b'PNG'
         """
         buffer = io.BytesIO()
-        canvas = FigureCanvasAgg(self)
+        canvas = _canvas(*self.get_size_inches(), self.dpi)
+        canvas.figure = self
         with matplotlib.rc_context(_read_style()):  # ticks are made and written when they are drawn
             canvas.draw()  # `savefig` draws twice
+        canvas.figure = None
         PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, format="png", compress_level=compression)
         return buffer.getvalue()
 
@@ -162,6 +164,12 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         return self.to_png()
+
+
+@functools.cache
+def _canvas(width: float, height: float, dpi: float) -> FigureCanvasAgg:
+    """Return one canvas for each size, because a canvas remembers how large the words are that it has written."""
+    return FigureCanvasAgg(Figure(figsize=(width, height), dpi=dpi))
 
 
 def _widest_label(ax: Any) -> int:

@@ -696,7 +696,7 @@ for _ in range(4 if SCALE == "smoke" else 20):
         objective(network, batch_x, batch_y).backward()
         took[name].append(time.perf_counter() - start)
 
-# %%
+# %% tags=["measures-time"]
 unit = pd.Series(took["plain"]).median()
 for name, (_, counted) in contenders.items():
     print(f"{name:13} counted {counted:.2f}, measured {pd.Series(took[name]).median() / unit:.2f} plain steps")

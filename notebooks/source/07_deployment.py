@@ -616,7 +616,7 @@ costs = {cost: {name: measured[name][cost] for name in files} for cost in measur
 plots.plot_costs(costs)
 
 
-# %%
+# %% tags=["measures-time"]
 def right(path):
     return (file_logits(path).argmax(1) == data.test.labels.numpy()).mean()
 
@@ -632,7 +632,7 @@ summary = table("cnn")
 summary["accuracy"] = [f"{right(p):.1%}" for p in files["cnn"].values()]
 summary
 
-# %%
+# %% tags=["measures-time"]
 table("vgg_small")
 
 # %% [markdown]
@@ -647,7 +647,7 @@ table("vgg_small")
 #   space; packed weights are unpacked in memory, so there it does not follow the bits. NaN: this system does not tell.
 # - **accuracy** is on the test images, of one training.
 
-# %%
+# %% tags=["measures-time"]
 for name, times in costs["ms, 1 image"].items():
     ratios = [
         f"{file}: {times[file] / times['fp32']:.2f}" for file in ("8 bits, int8", "2 bits, int8", "2 bits, packed")
