@@ -351,7 +351,7 @@ plain_watched, plain_history = train(cross_entropy, SEEDS[0], callback=views["pl
 # %% [markdown]
 # Does watching disturb the training? And what does it cost?
 
-# %%
+# %% tags=["measures-time"]
 same = all(torch.equal(a, b) for a, b in zip(plain.parameters(), plain_watched.parameters(), strict=True))
 print("the watched plain network has the same weights as the unwatched one:", same)
 for name, history in (("plain", plain_history), ("guided", guided_history)):
