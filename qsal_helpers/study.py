@@ -568,7 +568,11 @@ def plan() -> dict[str, list[Run]]:
         ],
         "ratios-mini": [run for ratio in ratios for run in some(size="mini", objective="guided", mask_ratio=ratio)],
         "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(3)],
-        "ranking-mini": [Run(size="mini", objective="guided", rank_by="signed", seed=seed) for seed in range(5)],
+        "ranking-mini": [
+            Run(size="mini", precision=p, objective="guided", rank_by="signed", seed=s)
+            for s in range(5)
+            for p in PRECISIONS
+        ],
         "fills-mini": [run for fill in ("black", "blur") for run in some(size="mini", objective="guided", fill=fill)],
         "ratios": [run for ratio in ratios for run in some(objective="guided", mask_ratio=ratio)],
         "ranking": some(objective="guided", rank_by="signed"),
