@@ -66,7 +66,8 @@ class Run:
     model : of `build_model`.
     precision, scheme : of `quantize`; first, last : the bits of the end layers of a quantized model.
     objective : "plain", "guided" (`SaliencyGuided`), "published" (`SaliencyGuided.as_published`), or
-        "published-frozen", the same but for batch-norm's running statistics, which masked images do not touch.
+        "published-frozen", the same but for batch-norm's running statistics, which masked images do not touch, or
+        "published-magnitude", the same but for the ranking, which is that of the paper's prose.
     mask_ratio, weight, rank_by, fill, ramp_steps : of `SaliencyGuided`; "published" reads only the ratio, "plain" none.
     epochs, augment, seed : of `fit`. The seed also draws the first weights.
     explained : how many test images the maps' metrics are taken over, the first ones of the test set.
@@ -127,9 +128,12 @@ class Run:
             return SaliencyGuided.as_published(self.mask_ratio)
         if self.objective == "published-frozen":
             return dataclasses.replace(SaliencyGuided.as_published(self.mask_ratio), freeze_statistics=True)
+        if self.objective == "published-magnitude":
+            return dataclasses.replace(SaliencyGuided.as_published(self.mask_ratio), rank_by="magnitude")
         if self.objective == "guided":
             return SaliencyGuided(self.mask_ratio, self.weight, self.rank_by, self.fill, ramp_steps=self.ramp_steps)
-        raise ValueError(f"objective must be plain, guided, published or published-frozen; got {self.objective!r}")
+        kinds = "plain, guided, published, published-frozen or published-magnitude"
+        raise ValueError(f"objective must be {kinds}; got {self.objective!r}")
 
 
 # ---------------------------------------------------------------- one run
@@ -568,6 +572,7 @@ def plan() -> dict[str, list[Run]]:
         ],
         "ratios-mini": [run for ratio in ratios for run in some(size="mini", objective="guided", mask_ratio=ratio)],
         "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(3)],
+        "prose-mini": [Run(size="mini", objective="published-magnitude", seed=seed) for seed in range(5)],
         "ranking-mini": [
             Run(size="mini", precision=p, objective="guided", rank_by="signed", seed=s)
             for s in range(5)

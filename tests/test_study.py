@@ -87,7 +87,9 @@ def test_the_objective_of_a_run_is_what_its_fields_say():
     assert LONGER.build_objective() == SaliencyGuided(ramp_steps=10)
     frozen = dataclasses.replace(TINY, objective="published-frozen").build_objective()
     assert frozen.freeze_statistics and not published.build_objective().freeze_statistics
-    with pytest.raises(ValueError, match="plain, guided, published or"):
+    prose = dataclasses.replace(TINY, objective="published-magnitude", mask_ratio=0.3).build_objective()
+    assert prose == dataclasses.replace(SaliencyGuided.as_published(0.3), rank_by="magnitude")
+    with pytest.raises(ValueError, match="plain, guided, published, "):
         dataclasses.replace(TINY, objective="magic").build_objective()
 
 
