@@ -60,34 +60,42 @@ WATCH_PICTURES = """() => {
         }
     }).observe(document.body, {subtree: true, attributes: true, attributeFilter: ["src"]});
 }"""
-OPEN = """async name => {
+# A promise of JupyterLab's that is never kept, as when a kernel is not heard from, would be waited for without end.
+WITHIN = """(seconds, what, promise) => Promise.race([promise, new Promise((_, reject) => {
+    setTimeout(() => reject(new Error(`${what} took more than ${seconds} seconds`)), 1000 * seconds);
+})])"""
+OPEN = f"""async ([name, seconds]) => {{
+    const within = {WITHIN};
     const app = window.jupyterapp;
-    await app.restored;
-    const panel = await app.commands.execute("docmanager:open", {path: name, factory: "Notebook"});
-    await panel.revealed;
-    await panel.sessionContext.ready;
+    await within(seconds, "restoring JupyterLab", app.restored);
+    const opening = app.commands.execute("docmanager:open", {{path: name, factory: "Notebook"}});
+    const panel = await within(seconds, "opening the notebook", opening);
+    await within(seconds, "showing the notebook", panel.revealed);
+    await within(seconds, "starting its kernel", panel.sessionContext.ready);
     window.qsalPanel = panel;
-    panel.sessionContext.iopubMessage.connect((_, message) => {
-        if (message.header.msg_type === "error") {
-            window.qsal.errors.push(`${message.content.ename}: ${message.content.evalue}`);
-        }
-    });
-}"""
+    panel.sessionContext.iopubMessage.connect((_, message) => {{
+        if (message.header.msg_type === "error") {{
+            window.qsal.errors.push(`${{message.content.ename}}: ${{message.content.evalue}}`);
+        }}
+    }});
+}}"""
 RUN = """() => {
     window.qsalDone = false;
     window.jupyterapp.commands.execute("notebook:run-all-cells").finally(() => { window.qsalDone = true; });
 }"""
-RUN_CODE = """async code => {
+RUN_CODE = f"""async ([code, seconds]) => {{
+    const within = {WITHIN};
     let text = "";
-    const future = window.qsalPanel.sessionContext.session.kernel.requestExecute({code, store_history: false});
-    future.onIOPub = message => { text += message.header.msg_type === "stream" ? message.content.text : ""; };
-    await future.done;
+    const future = window.qsalPanel.sessionContext.session.kernel.requestExecute({{code, store_history: false}});
+    future.onIOPub = message => {{ text += message.header.msg_type === "stream" ? message.content.text : ""; }};
+    await within(seconds, "running the code", future.done);
     return text;
-}"""
-CLOSE = """async () => {
-    await window.qsalPanel.sessionContext.shutdown();
+}}"""
+CLOSE = f"""async seconds => {{
+    const within = {WITHIN};
+    await within(seconds, "ending the kernel", window.qsalPanel.sessionContext.shutdown());
     window.qsalPanel.dispose();
-}"""
+}}"""
 
 
 class Panel(NamedTuple):
@@ -172,15 +180,21 @@ def chromium_page(executable: str) -> Iterator[Page]:
 
 
 @contextmanager
-def lesson(page: Page, address: str, name: str) -> Iterator[None]:
-    """Open the notebook `name` with a kernel in a workspace of its own; in the end close it and end its kernel."""
+def lesson(page: Page, address: str, name: str, seconds: float = 120) -> Iterator[None]:
+    """Open the notebook `name` with a kernel in a workspace of its own; in the end close it and end its kernel.
+
+    Raises
+    ------
+    playwright.sync_api.Error
+        JupyterLab took more than `seconds` over a step; the message names it.
+    """
     home, _, token = address.partition("?")
     page.goto(f"{home}/workspaces/{Path(name).stem}?{token}&reset")
-    page.wait_for_function("() => window.jupyterapp !== undefined", timeout=120_000)
+    page.wait_for_function("() => window.jupyterapp !== undefined", timeout=1000 * seconds)
     page.evaluate(WATCH_PICTURES)
-    page.evaluate(OPEN, name)
+    page.evaluate(OPEN, [name, seconds])
     yield
-    page.evaluate(CLOSE)
+    page.evaluate(CLOSE, seconds)
 
 
 def run_all(page: Page, seconds: float = 240) -> None:
@@ -189,9 +203,9 @@ def run_all(page: Page, seconds: float = 240) -> None:
     page.wait_for_function("() => window.qsalDone", timeout=1000 * seconds)
 
 
-def run_code(page: Page, code: str) -> str:
+def run_code(page: Page, code: str, seconds: float = 120) -> str:
     """Run code in the open notebook's kernel, outside of its cells, and return what it prints."""
-    return page.evaluate(RUN_CODE, code)
+    return page.evaluate(RUN_CODE, [code, seconds])
 
 
 def kernel_errors(page: Page) -> list[str]:

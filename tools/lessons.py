@@ -84,7 +84,11 @@ def differing() -> list[str]:
 
 
 def execute(
-    notebook: NotebookNode, scale: str, parameters: dict[str, Any] | None = None, title: str | None = None
+    notebook: NotebookNode,
+    scale: str,
+    parameters: dict[str, Any] | None = None,
+    title: str | None = None,
+    cell_seconds: int | None = None,
 ) -> NotebookNode:
     """Execute a notebook from top to bottom in a fresh kernel whose ``$QSAL_SCALE`` is `scale`.
 
@@ -94,6 +98,8 @@ def execute(
     ------
     papermill.PapermillExecutionError
         A cell raised; the error names the cell and the exception.
+    nbclient.exceptions.CellTimeoutError
+        A cell took more than `cell_seconds`, or the kernel was not heard from for so long.
     """
     import papermill
 
@@ -109,6 +115,7 @@ def execute(
             cwd=NOTEBOOKS,
             kernel_name="python3",
             progress_bar=bar,
+            execution_timeout=cell_seconds,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
 

@@ -32,7 +32,7 @@ from lessons import execute, lessons, read_source, widget_errors
 import lessons as tool
 name, output, scale = sys.argv[1:]
 source = read_source(next(path for path in lessons() if path.stem == name))
-notebook = execute(source, scale, {"SCALE": scale})
+notebook = execute(source, scale, {"SCALE": scale}, cell_seconds=300)
 assert not widget_errors(notebook), widget_errors(notebook)
 nbformat.write(notebook, output)
 """

@@ -13,6 +13,9 @@ from papermill import PapermillExecutionError
 
 SWEEP = (Path(__file__).parent / "sweep.py").read_text() + "\n\nsweep_all()\nwander_all(12)\n"
 
+# A kernel that is not heard from would be waited for without end.
+CELL_SECONDS = 300
+
 
 def with_sweep(source):
     lesson = read_source(source)
@@ -24,7 +27,7 @@ def with_sweep(source):
 def executed(source):
     """Return the executed lesson and the error that stopped it."""
     try:
-        return execute(with_sweep(source), "smoke", {"SCALE": "smoke"}), None
+        return execute(with_sweep(source), "smoke", {"SCALE": "smoke"}, cell_seconds=CELL_SECONDS), None
     except PapermillExecutionError as error:
         return None, error
 
@@ -48,6 +51,7 @@ def test_every_slider_moves_over_its_whole_range_and_changes_the_picture(source)
 @pytest.mark.parametrize("source", lessons(), ids=lambda path: path.stem)
 def test_marked_cells_print_what_the_committed_notebook_shows(source):
     assert "# NBVAL_CHECK_OUTPUT" in source.read_text(encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", str(notebook_of(source))]
+    options = ["--nbval-lax", f"--nbval-cell-timeout={CELL_SECONDS}", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, str(notebook_of(source))]
     outcome = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stdout[-4000:]

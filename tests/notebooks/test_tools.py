@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from course import PeakMemory, run_lesson
 from lessons import clean, execute, in_step, pictures, read_source, with_new_prose
+from nbclient.exceptions import CellTimeoutError
 from sweep import sweep, values_of
 
 from qsal_helpers import plots, widgets
@@ -52,6 +53,13 @@ def executed(tmp_path_factory):
 def test_scale_reaches_the_lesson_as_parameter_and_in_the_environment(executed):
     source, notebook = executed
     assert "smoke smoke" in notebook.cells[3].outputs[0].text
+
+
+def test_a_cell_that_waits_for_ever_is_given_up(tmp_path):
+    source = read_source(lesson(tmp_path, more="\n# %%\nimport threading\nthreading.Event().wait()\n"))
+    source.cells = source.cells[-1:]
+    with pytest.raises(CellTimeoutError, match="threading.Event"):
+        execute(source, "smoke", cell_seconds=5)
 
 
 def test_cleaned_notebook_keeps_figures_and_drops_widgets_progress_bars_and_the_injected_cell(executed):
