@@ -17,15 +17,15 @@ from qsal_helpers.study import compare, load_records
 
 CHOICES = {
     "plain": {"objective": "plain"},
-    "default": {"objective": "guided", "rank_by": "magnitude"},
-    "published prose": {"objective": "published-magnitude"},
-    "signed ranking": {"objective": "guided", "rank_by": "signed"},
+    "default": {"objective": "guided", "rank_by": "signed"},
     "published code": {"objective": "published"},
+    "ranked by magnitude": {"objective": "guided", "rank_by": "magnitude"},
+    "published prose": {"objective": "published-magnitude"},
     "published code, statistics kept": {"objective": "published-frozen"},
 }
 BASES = {
-    "default": "published prose",
-    "signed ranking": "published code",
+    "default": "published code",
+    "ranked by magnitude": "published prose",
     "published code, statistics kept": "published code",
 }
 

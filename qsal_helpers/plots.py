@@ -902,7 +902,8 @@ def plot_weight_grids(grids: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictur
 def series_styles(names: Sequence[str]) -> list[dict[str, Any]]:
     """Return a colour and a line style for each name; the first word of a name sets the colour.
 
-    Names that share a colour differ in their lines, so "w2a2" and "w2a2 guided" are kin and can be told apart.
+    Names that share a colour differ in their lines, so "w2a2" and "w2a2 guided" are kin and can be told apart. A first
+    word that has no colour of its own takes one that the others leave.
 
     Examples
     --------
@@ -910,7 +911,8 @@ def series_styles(names: Sequence[str]) -> list[dict[str, Any]]:
     ['-', '--', '-']
     """
     known = COLOURS | METHOD_COLOURS
-    others = itertools.cycle(METHOD_COLOURS.values())
+    taken = {known.get(name.split()[0]) for name in names}
+    others = itertools.cycle([c for c in METHOD_COLOURS.values() if c not in taken] or METHOD_COLOURS.values())
     styles: list[dict[str, Any]] = []
     for name in names:
         colour = known.get(name.split()[0]) or next(others)

@@ -89,7 +89,7 @@ class Run:
     objective: str = "plain"
     mask_ratio: float = 0.5
     weight: float = 1.0
-    rank_by: str = "magnitude"
+    rank_by: str = "signed"
     fill: str = "uniform"
     ramp_steps: int = 0
     epochs: int = 8
@@ -574,13 +574,13 @@ def plan() -> dict[str, list[Run]]:
         "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(3)],
         "prose-mini": [Run(size="mini", objective="published-magnitude", seed=seed) for seed in range(5)],
         "ranking-mini": [
-            Run(size="mini", precision=p, objective="guided", rank_by="signed", seed=s)
+            Run(size="mini", precision=p, objective="guided", rank_by="magnitude", seed=s)
             for s in range(5)
             for p in PRECISIONS
         ],
         "fills-mini": [run for fill in ("black", "blur") for run in some(size="mini", objective="guided", fill=fill)],
         "ratios": [run for ratio in ratios for run in some(objective="guided", mask_ratio=ratio)],
-        "ranking": some(objective="guided", rank_by="signed"),
+        "ranking": some(objective="guided", rank_by="magnitude"),
         "ends": [run for bits in (2, 4) for run in some(first=bits, last=bits)],
         "weights": some(scheme="dorefa"),
     }

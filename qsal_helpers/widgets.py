@@ -422,7 +422,7 @@ class LiveView:
     def _look(self, progress: Progress) -> Frame:
         model, objective = progress.model, progress.objective
         signed = saliency_map(model, self.x.to(device_of(model, self.x)), self.labels, absolute=False)
-        ratio, ranking = getattr(objective, "mask_ratio", self.mask_ratio), getattr(objective, "rank_by", "magnitude")
+        ratio, ranking = getattr(objective, "mask_ratio", self.mask_ratio), getattr(objective, "rank_by", "signed")
         replaced = least_salient(signed[:, None], ratio, ranking)[:, 0]
         terms = getattr(objective, "terms", None) or {"cross_entropy": progress.loss}
         terms = {name: float(value) for name, value in terms.items()}

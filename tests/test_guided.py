@@ -224,14 +224,15 @@ def test_a_scaled_loss_scales_every_gradient():
     assert_equal_gradients({k: g if g is None else 3 * g for k, g in results[0].items()}, results[1])
 
 
-def test_the_logit_saliency_is_the_gradient_of_the_true_class():
+@pytest.mark.parametrize("rank_by", RANKINGS)
+def test_the_logit_saliency_is_the_gradient_of_the_true_class(rank_by):
     model, (x, y) = lively(dropout=0.0), batch()
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(leaf).gather(1, y[:, None]).sum(), leaf)
     expected = F.cross_entropy(model(x), y) + kl(
-        model(x).detach(), model(mask_least_salient(x, gradient, 0.4, fill="mean"))
+        model(x).detach(), model(mask_least_salient(x, gradient, 0.4, rank_by, fill="mean"))
     )
-    loss = SaliencyGuided(0.4, fill="mean", saliency="logit")(model, x, y)
+    loss = SaliencyGuided(0.4, rank_by=rank_by, fill="mean", saliency="logit")(model, x, y)
     torch.testing.assert_close(loss, expected)
 
 

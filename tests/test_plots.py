@@ -70,6 +70,11 @@ def test_an_unknown_way_to_share_a_scale_is_refused():
         plots.saliency_grid(np.zeros((3, 8, 8), np.uint8), maps_of(), shared="columns")
 
 
+def test_a_name_without_a_colour_of_its_own_takes_none_of_the_others():
+    colours = [style["color"] for style in plots.series_styles(["plain", "guided", "another", "a fourth"])]
+    assert len(set(colours)) == 4
+
+
 def test_kin_share_a_colour_and_differ_in_their_lines():
     fp32, twin, w2a2 = plots.series_styles(["fp32", "fp32 twin", "w2a2"])
     assert fp32["color"] == twin["color"] != w2a2["color"]

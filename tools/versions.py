@@ -18,12 +18,13 @@ def environment(python: str, oldest: bool) -> Path:
     """Return the interpreter of an environment with these versions, made where it is missing."""
     folder = ROOT / "build" / "versions" / (Path(python).name + ("-oldest" if oldest else ""))
     inside = folder / "bin" / "python"
-    if not (folder / "ready").exists():
+    ready, asked_for = folder / "ready", ROOT / "pyproject.toml"
+    if not ready.exists() or ready.stat().st_mtime < asked_for.stat().st_mtime:
         subprocess.run([python, "-m", "venv", str(folder)], check=True)
         versions = OLDEST if oldest else ["-c", "constraints.txt"]
         command = [inside, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-e", ".[dev]", *versions]
         subprocess.run(command, cwd=ROOT, check=True)
-        (folder / "ready").touch()
+        ready.touch()
     return inside
 
 
