@@ -570,7 +570,12 @@ def plan() -> dict[str, list[Run]]:
             for o in ("plain", "guided")
             for p in PRECISIONS
         ],
-        "ratios-mini": [run for ratio in ratios for run in some(size="mini", objective="guided", mask_ratio=ratio)],
+        "ratios-mini": [
+            Run(size="mini", precision=p, objective="guided", mask_ratio=ratio, seed=s)
+            for s in range(5)
+            for p in ("w4a4", "w2a2")
+            for ratio in ratios
+        ],
         "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(3)],
         "prose-mini": [Run(size="mini", objective="published-magnitude", seed=seed) for seed in range(5)],
         "ranking-mini": [
