@@ -102,7 +102,10 @@ def execute(
         A cell took more than `cell_seconds`, or the kernel was not heard from for so long.
     """
     import papermill
+    from engine import LessonEngine
+    from papermill.engines import papermill_engines
 
+    papermill_engines.register("lesson", LessonEngine)
     os.environ["QSAL_SCALE"] = scale
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lesson.ipynb"
@@ -112,6 +115,7 @@ def execute(
             path,
             None,
             parameters=parameters,
+            engine_name="lesson",
             cwd=NOTEBOOKS,
             kernel_name="python3",
             progress_bar=bar,

@@ -1,14 +1,21 @@
 """The tools that run lessons find every fault and write notebooks that do not change without a reason."""
 
+import asyncio
 import copy
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import ipywidgets
 import nbformat
 import pytest
+import zmq
+import zmq.asyncio
 from course import PeakMemory, run_lesson
+from engine import WakingOutput
+from jupyter_client.channels import AsyncZMQSocketChannel
+from jupyter_client.session import Session
 from lessons import clean, execute, in_step, pictures, read_source, with_new_prose
 from nbclient.exceptions import CellTimeoutError
 from sweep import sweep, values_of
@@ -130,6 +137,33 @@ def test_course_stops_at_an_error_and_names_lesson_cell_and_error(tmp_path):
     source = read_source(lesson(tmp_path, more="\n# %%\nundefined_name\n"))
     with pytest.raises(SystemExit, match="07_lesson stopped at cell 6: NameError: .*undefined_name"):
         run_lesson(source, "smoke", "07_lesson")
+
+
+def test_a_reply_is_noticed_though_a_widget_s_message_went_out_when_it_came_in():
+    async def reply_to_one_who_waits():
+        with zmq.Context() as context, zmq.asyncio.Context() as waiting_context:
+            kernel, socket = context.socket(zmq.ROUTER), waiting_context.socket(zmq.DEALER)
+            socket.connect(f"tcp://127.0.0.1:{kernel.bind_to_random_port('tcp://127.0.0.1')}")
+            session, channel = Session(key=b""), AsyncZMQSocketChannel(socket, Session(key=b""))
+            channel.send(session.msg("execute_request"))
+            sender, _ = session.feed_identities(kernel.recv_multipart())
+            waiting = asyncio.ensure_future(channel.get_msg())
+            await asyncio.sleep(0)
+            session.send(kernel, "execute_reply", ident=sender)
+            second_handle = zmq.Socket.shadow(socket.underlying)
+            while not second_handle.get(zmq.EVENTS) & zmq.POLLIN:
+                pass
+            client = SimpleNamespace(session=session, shell_channel=channel)
+            widget = WakingOutput("an id", {"outputs": []}, client, None)
+            widget.parent_header = {}
+            widget.send({})
+            try:
+                return await asyncio.wait_for(waiting, 20)
+            finally:
+                kernel.close(0)
+                socket.close(0)
+
+    assert asyncio.run(reply_to_one_who_waits())["header"]["msg_type"] == "execute_reply"
 
 
 @pytest.mark.parametrize(
