@@ -1,4 +1,4 @@
-"""QSAL: small networks and readable ones can be the same network.
+"""QSAL: can a small network be a readable one, too?
 
 model = quantize(build_model("resnet20", in_channels=3), "w4a4")   # how numbers are represented
 objective = SaliencyGuided(mask_ratio=0.5)                         # what training asks for

@@ -222,7 +222,7 @@ class SaliencyGuided:
             raise ValueError("SaliencyGuided ranks pixels by a gradient, so it cannot be called under torch.no_grad()")
         before = _random_state(x) if self.share_dropout else None
         if self.eval_saliency:
-            saliency = self._saliency_in_eval_mode(model, x, y)
+            saliency = self.saliency_in_eval_mode(model, x, y)
         else:
             x = x.detach().requires_grad_()
         logits = model(x)
@@ -253,7 +253,8 @@ class SaliencyGuided:
     def _score(self, logits: Tensor, cross_entropy: Tensor, y: Tensor) -> Tensor:
         return logits.gather(1, y[:, None]).sum() if self.saliency == "logit" else -cross_entropy
 
-    def _saliency_in_eval_mode(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def saliency_in_eval_mode(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return what ranks the pixels of x, of the same shape, with `model` in evaluation mode, as it was before."""
         modes = [(module, module.training) for module in model.modules()]
         x = x.detach().requires_grad_()
         try:

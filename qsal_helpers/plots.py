@@ -325,7 +325,7 @@ def draw_prediction(ax: Any, probabilities: np.ndarray, class_names: Sequence[st
     ax.get_yticklabels()[label].set_fontweight("bold")
     ax.invert_yaxis()
     ax.grid(False, axis="y")
-    ax.set(xlim=(0, 100), xlabel="probability (%)")
+    ax.set(xlim=(0, 100), xticks=(0, 50, 100), xlabel="probability (%)")
 
 
 def draw_levels(ax: Any, levels: np.ndarray, most: int = 64) -> None:
@@ -1119,7 +1119,7 @@ def plot_method(image: np.ndarray, saliency: np.ndarray, deletion: dict[str, np.
     for (name, curve), style in zip(deletion.items(), series_styles(list(deletion)), strict=True):
         ax.plot(np.linspace(0, 100, len(curve)), np.multiply(curve, 100), label=name.replace("_", " "), **style)
     ax.set(title="pixels deleted in its order", xlabel="deleted (%)", ylabel="probability (%)", ylim=(0, 102))
-    ax.legend(loc="upper right", fontsize=10)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(deletion), fontsize=10)
     return figure
 
 
@@ -1803,7 +1803,7 @@ def plot_correlations(matrix: np.ndarray, names: Sequence[str], title: str) -> P
     for i, j in np.ndindex(*matrix.shape):
         if np.isfinite(matrix[i, j]):
             colour = "white" if abs(matrix[i, j]) > 0.6 else "black"
-            ax.text(j, i, f"{matrix[i, j]:+.1f}", ha="center", va="center", fontsize=10, color=colour)
+            ax.text(j, i, f"{round(matrix[i, j], 1) + 0.0:+.1f}", ha="center", va="center", fontsize=10, color=colour)
     ax.set_xticks(range(len(names)), names, rotation=35, ha="right")
     ax.set_yticks(range(len(names)), names)
     ax.grid(False)

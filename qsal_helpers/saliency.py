@@ -120,6 +120,7 @@ def saliency_map(
             attribution = compute(model, batch, classes, batch_size, **options).detach()
             if method == "grad_cam":
                 attribution = attribution.relu() if absolute else attribution
+                attribution = F.interpolate(attribution, x.shape[2:], mode="bilinear", align_corners=False)
             elif absolute:
                 attribution = attribution.abs()
             maps.append(attribution.sum(1).to(x.device, torch.float32))
@@ -310,7 +311,7 @@ def _grad_cam(model: nn.Module, x: Tensor, classes: Tensor, batch_size: int, *, 
     coarse = LayerGradCam(model, layer).attribute(x.requires_grad_(), classes)
     if coarse.dim() != 4:
         raise ValueError(f"grad_cam needs a layer with outputs (B, C, H, W); those of {type(layer).__name__} differ")
-    return F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)
+    return coarse
 
 
 def _find_layer(model: nn.Module, layer: nn.Module | str | None, x: Tensor) -> nn.Module:

@@ -16,7 +16,7 @@ import ipywidgets
 import numpy as np
 
 from .data import ImageData, Split
-from .guided import least_salient
+from .guided import SaliencyGuided, least_salient
 from .plots import (
     Frame,
     Picture,
@@ -382,7 +382,7 @@ class LiveView:
     Parameters
     ----------
     data, fixed : the data set, and the images to watch.
-    mask_ratio : share of the pixels that the mask takes when the objective has no ratio of its own.
+    masking : whose mask to show while the objective masks nothing; by default that of `SaliencyGuided()`.
     budget : share of the training time that drawing may take. A frame that comes too early is kept and not drawn.
 
     Attributes
@@ -400,9 +400,11 @@ class LiveView:
     ([4], True)
     """
 
-    def __init__(self, data: ImageData, fixed: Split, mask_ratio: float = 0.5, budget: float = 0.04) -> None:
+    def __init__(
+        self, data: ImageData, fixed: Split, masking: SaliencyGuided | None = None, budget: float = 0.04
+    ) -> None:
         self.images, self.labels, self.x = fixed.images.numpy(), fixed.labels, data.normalise(fixed.images)
-        self.mask_ratio, self.budget = mask_ratio, budget
+        self.masking, self.budget = masking or SaliencyGuided(), budget
         # An image without content fails to load, and JupyterLab may leave it hidden when the content comes.
         blank = Picture(figsize=(10, 3.2)).to_png(compression=1)
         layout = ipywidgets.Layout(max_width="100%")
@@ -421,12 +423,15 @@ class LiveView:
 
     def _look(self, progress: Progress) -> Frame:
         model, objective = progress.model, progress.objective
-        signed = saliency_map(model, self.x.to(device_of(model, self.x)), self.labels, absolute=False)
-        ratio, ranking = getattr(objective, "mask_ratio", self.mask_ratio), getattr(objective, "rank_by", "signed")
-        replaced = least_salient(signed[:, None], ratio, ranking)[:, 0]
+        masking = objective if isinstance(objective, SaliencyGuided) else self.masking
+        device = device_of(model, self.x)
+        x, y = self.x.to(device), self.labels.to(device)
+        maps = saliency_map(model, x, y)
+        ranked = masking.saliency_in_eval_mode(model, x, y)
+        replaced = least_salient(ranked, masking.mask_ratio, masking.rank_by)[:, 0]
         terms = getattr(objective, "terms", None) or {"cross_entropy": progress.loss}
         terms = {name: float(value) for name, value in terms.items()}
-        return Frame(progress.step, progress.epoch, signed.abs().cpu().numpy(), replaced.cpu().numpy(), terms)
+        return Frame(progress.step, progress.epoch, maps.cpu().numpy(), replaced.cpu().numpy(), terms)
 
 
 # ---------------------------------------------------------------- lesson 05

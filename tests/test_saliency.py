@@ -113,13 +113,13 @@ def test_smooth_grad_equals_captums_noise_tunnel_with_the_same_noise():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "w4a4"])
-def test_grad_cam_equals_captums_enlarged_bilinearly(precision):
+def test_grad_cam_equals_captums_enlarged_bilinearly_its_positive_part_first(precision):
     model, x = network(precision).eval(), images()
-    coarse = captum.attr.LayerGradCam(model, model[4]).attribute(x.clone().requires_grad_(), 1)
-    expected = F.interpolate(coarse, (16, 16), mode="bilinear", align_corners=False)[:, 0].detach()
-    torch.testing.assert_close(saliency_map(model, x, 1, "grad_cam", absolute=False), expected)
-    torch.testing.assert_close(saliency_map(model, x, 1, "grad_cam"), expected.relu())
-    assert (expected < 0).any()
+    coarse = captum.attr.LayerGradCam(model, model[4]).attribute(x.clone().requires_grad_(), 1).detach()
+    enlarged = lambda m: F.interpolate(m, (16, 16), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(saliency_map(model, x, 1, "grad_cam", absolute=False), enlarged(coarse))
+    torch.testing.assert_close(saliency_map(model, x, 1, "grad_cam"), enlarged(coarse.relu()))
+    assert (coarse < 0).any()
 
 
 def test_guided_backprop_equals_captums_on_a_float_network():

@@ -3,9 +3,12 @@
 import itertools
 
 import numpy as np
+import pytest
 import torch
 
 from qsal_helpers import SaliencyGuided, build_model, fit, load_data, plots, widgets
+from qsal_helpers.guided import least_salient
+from qsal_helpers.training import Progress, cross_entropy
 
 # ---------------------------------------------------------------- every lesson
 
@@ -92,6 +95,20 @@ def test_a_live_view_keeps_every_frame_with_both_terms_of_the_loss():
     assert [(frame.step, frame.epoch) for frame in live.frames] == [(3, 1), (6, 2), (8, 2)]
     assert all(frame.replaced.sum((1, 2)).tolist() == [196] * 3 for frame in live.frames)
     assert all(set(frame.terms) == {"cross_entropy", "divergence"} for frame in live.frames)
+
+
+@pytest.mark.parametrize("rank_by", ["signed", "magnitude"])
+def test_a_live_view_shows_the_pixels_that_the_objective_would_replace(rank_by):
+    data = load_data("fashion-mnist", 500)
+    torch.manual_seed(0)
+    model, masking = build_model("lenet5").eval(), SaliencyGuided(0.25, rank_by=rank_by)
+    x, y = data.normalise(data.test.images[:3]).requires_grad_(), data.test.labels[:3]
+    (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), x)
+    wanted = least_salient(-gradient, 0.25, rank_by)[:, 0]
+    for objective, view in ((masking, {}), (cross_entropy, {"masking": masking})):
+        live = widgets.LiveView(data, data.test[:3], **view)
+        live(Progress(model, objective, 1, 1, 1, 0.5))
+        assert torch.equal(torch.from_numpy(live.frames[0].replaced), wanted)
 
 
 def test_a_live_view_changes_the_value_of_one_picture_and_not_the_training():

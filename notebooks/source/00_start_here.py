@@ -130,6 +130,7 @@ plots.plot_explanations(
 # | [03 Saliency maps](03_saliency_maps.ipynb) | Which pixels does an output hang on, and how do we know? |
 # | [04 Saliency-guided training](04_saliency_guided_training.ipynb) | Can training make the maps clearer? |
 # | [05 The combined method](05_combined_method.ipynb) | What happens when both are trained at once? |
+# | [06 The trade-off](06_trade_off.ipynb) | How sure are we, over many trainings? |
 # | [07 Deployment](07_deployment.ipynb) | What do few bits save in a file and on a chip? |
 #
 # **Sliders.** Before each slider stands a question: "Predict first". Answer it before you touch the slider.
