@@ -583,8 +583,11 @@ def sensitivity_max(
         for start in range(0, len(x), batch_size):
             here = slice(start, start + batch_size)
             batch = x[here].to(device)
-            # Captum hands over a tuple of inputs and wants a tuple of maps.
-            explain = lambda images, target: (saliency_map(model, *images, target, method, **options),)
+            # Captum hands over a tuple of inputs and wants a tuple of maps. It repeats the targets for its copies of
+            # the images, but not the target of a single image.
+            explain = lambda images, target: (
+                saliency_map(model, *images, target.expand(len(images[0])), method, **options),
+            )
             changes = {"perturb_radius": radius, "n_perturb_samples": samples}
             found.append(captum_sensitivity_max(explain, batch, target=target[here].to(device), **changes))
     return torch.cat(found).float().to(x.device) if found else x.new_empty(0, dtype=torch.float32)
