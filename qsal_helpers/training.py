@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -178,6 +179,20 @@ def fit(
     objective = copy.deepcopy(objective)
     whole, rest = divmod(len(train), batch_size)
     steps = epochs * (whole + (rest > 1))
+    made_for = [
+        f"epochs={epochs}",
+        f"{steps} steps",
+        f"batch_size={batch_size}",
+        f"seed={seed}",
+        f"lr={float(lr)}",
+        f"weight_decay={float(weight_decay)}",
+        f"validation={float(validation)}",
+        f"augment={augment}",
+        f"{len(data.train)} images of {data.name}",
+        f"a {type(model).__name__} of {getattr(model, 'precision', 'fp32')!r}",
+        f"the scheme {getattr(model, 'scheme', None)}",
+        f"the objective {_description(objective)}",
+    ]
     history, best_accuracy, best_state = History(), -1.0, _state(model)
     step = 0
     bar = tqdm(total=steps, disable=not progress, leave=False, unit="batch", desc=f"epoch 1/{epochs}")
@@ -188,9 +203,14 @@ def fit(
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         order = torch.Generator().manual_seed(seed)
-        live = _Live(model, optimizer, objective, order, device, steps)
+        live = _Live(model, optimizer, objective, order, device, made_for)
         if resume is not None and os.path.exists(resume):
-            history, best_accuracy, best_state = _restore(resume, live)
+            try:
+                history, best_accuracy, best_state = _restore(resume, live)
+            except BaseException:
+                model.load_state_dict(best_state)
+                model.to(home)
+                raise
             step = history.epochs * (steps // epochs)
             bar.update(step)
         try:
@@ -223,18 +243,21 @@ def fit(
                 if not math.isfinite(mean_loss) or _broken_parameters(model):
                     _raise_diverged(model, x, epoch)
                 accuracy = _accuracy(model, held_out, data) if len(held_out) else math.nan
-                _record(history, model, mean_loss, accuracy, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
                 if accuracy < 0.5 * best_accuracy:
                     warnings.warn(
                         f"validation accuracy fell from {best_accuracy:.1%} to {accuracy:.1%} in epoch {epoch}; "
                         "a lower learning rate usually helps. The best epoch's weights are kept",
                         stacklevel=2,
                     )
+                accuracy_kept, state = best_accuracy, best_state
+                longer = _with_epoch(history, model, mean_loss, accuracy, seconds)
                 if accuracy > best_accuracy or not len(held_out):
-                    best_accuracy, best_state, history.best_epoch = accuracy, _state(model), epoch
+                    longer.best_epoch, accuracy_kept, state = epoch, accuracy, _state(model)
+                # At one go, so that no interrupt finds the epoch in a part of them.
+                history, best_accuracy, best_state = longer, accuracy_kept, state
                 if resume is not None:
-                    best = {"accuracy": best_accuracy, "state": best_state}
-                    _keep(resume, live, history, best)
+                    _keep(resume, live, history, {"accuracy": best_accuracy, "state": best_state})
                 bar.set_description(f"epoch {min(epoch + 1, epochs)}/{epochs}")
                 bar.set_postfix(loss=f"{mean_loss:.3f}", validation=f"{accuracy:.1%}")
         except KeyboardInterrupt:
@@ -315,14 +338,21 @@ class _Live:
     objective: Objective
     order: torch.Generator
     device: torch.device
-    steps: int
+    made_for: list[str]
+
+
+def _description(objective: Objective) -> str:
+    """Return what tells an objective from others, the same in every process, so without addresses in memory."""
+    if dataclasses.is_dataclass(objective):
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(objective))
+    return getattr(objective, "__qualname__", type(objective).__qualname__)
 
 
 def _keep(path: str | os.PathLike, live: _Live, history: History, best: dict[str, Any]) -> None:
     """Write all that the next epoch depends on, so that a kill at any moment leaves the old file or the new one."""
     counts = {name: value for name, value in getattr(live.objective, "__dict__", {}).items() if type(value) is int}
     kept = {
-        "steps": live.steps,
+        "made_for": live.made_for,
         "model": live.model.state_dict(),
         "optimizer": live.optimizer.state_dict(),
         "objective": counts,  # such as the calls of a schedule
@@ -343,8 +373,13 @@ def _keep(path: str | os.PathLike, live: _Live, history: History, best: dict[str
 def _restore(path: str | os.PathLike, live: _Live) -> tuple[History, float, dict[str, Any]]:
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
-        if kept["steps"] != live.steps:
-            raise ValueError(f"it was made for {kept['steps']} steps, this training has {live.steps}")
+        found, wanted = kept.get("made_for", ["a training that it does not describe"]), live.made_for
+        if found != wanted:
+            theirs, ours = (
+                ", ".join(part for part in these if part not in those)
+                for these, those in ((found, wanted), (wanted, found))
+            )
+            raise ValueError(f"it was made for {theirs}, this training has {ours}")
         live.model.load_state_dict(kept["model"])
         live.optimizer.load_state_dict(kept["optimizer"])
         for name, value in kept["objective"].items():
@@ -371,15 +406,22 @@ def _state(model: nn.Module) -> dict[str, Any]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def _record(history: History, model: nn.Module, loss: float, accuracy: float, seconds: float) -> None:
-    history.loss.append(loss)
-    history.validation_accuracy.append(accuracy)
-    history.seconds.append(seconds)
+def _with_epoch(history: History, model: nn.Module, loss: float, accuracy: float, seconds: float) -> History:
+    """Return a history that is longer by one epoch; the one given stays as it is."""
+    alphas = dict(history.alphas)
     for name, module in model.named_modules():
         if isinstance(module, PACT):
             # The optimizer's last step may have gone below; PACT itself mends that only when it is next used.
             module.alpha.data.clamp_(min=ALPHA_MIN)
-            history.alphas.setdefault(name, []).append(module.alpha.item())
+            alphas[name] = [*alphas.get(name, []), module.alpha.item()]
+    return History(
+        [*history.loss, loss],
+        [*history.validation_accuracy, accuracy],
+        alphas,
+        [*history.seconds, seconds],
+        history.best_epoch,
+        history.interrupted,
+    )
 
 
 def _broken_parameters(model: nn.Module) -> list[str]:
