@@ -136,7 +136,9 @@ class _Pact(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, bound = ctx.saved_tensors
         grad_x = grad_alpha = None
-        if x.is_cuda:
+        # Gradients are on here only with create_graph: then the result must be differentiable itself, which the
+        # kernels of the other branch are not.
+        if x.is_cuda or torch.is_grad_enabled():
             if ctx.needs_input_grad[0]:
                 grad_x = torch.where((x > 0) & (x < bound), grad, 0)
             if ctx.needs_input_grad[1]:
