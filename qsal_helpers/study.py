@@ -542,6 +542,7 @@ def holm(p_values: Iterable[float]) -> list[float]:
 # ---------------------------------------------------------------- the study's own runs
 
 PRECISIONS = ("fp32", "w4a4", "mixed-4/2", "w2a2")
+MAIN_GROUPS = ("fashion-mnist-mini", "mnist-mini", "fashion-mnist", "mnist", "cifar10")
 
 
 def plan() -> dict[str, list[Run]]:
@@ -647,7 +648,7 @@ def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = T
 def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd.DataFrame:
     """Return the papers' comparison: mean ± standard deviation over seeds (how many), a column a precision.
 
-    Only runs that differ in nothing else from the plan's main runs are counted.
+    Only runs that differ from one of the plan's main runs in nothing but precision, objective and seed are counted.
 
     Examples
     --------
@@ -656,9 +657,11 @@ def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd
     >>> table(records).loc[("fashion-mnist", "full", "plain"), "fp32"]
     '0.935 ± 0.007 (2)'
     """
-    varied = {"data", "size", "model", "precision", "objective", "seed", "epochs", "augment", "explained"}
-    fixed = {f.name: f.default for f in dataclasses.fields(Run) if f.name not in varied}
-    main = records[(records[list(fixed)] == list(fixed.values())).all(axis=1)]
+    free = {"precision", "objective", "seed"}
+    kept = [f.name for f in dataclasses.fields(Run) if f.name not in free]
+    plans = plan()
+    wanted = {tuple(getattr(run, name) for name in kept) for group in MAIN_GROUPS for run in plans[group]}
+    main = records[[row in wanted for row in records[kept].itertuples(index=False, name=None)]]
     groups = main.groupby(["data", "size", "objective", "precision"], sort=False)[value]
     spread = lambda v: f" ± {v.std():.{digits}f}" if len(v) > 1 else ""
     cells = groups.agg(lambda v: f"{v.mean():.{digits}f}{spread(v)} ({len(v)})")
