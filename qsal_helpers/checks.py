@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._random import seeded
 from .data import ImageData, Split
 from .guided import SaliencyGuided, mask_least_salient
 from .models import build_model
@@ -775,8 +776,7 @@ def check_foreground_share(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
 
 def _smooth_model_and_images() -> tuple[nn.Module, Tensor]:
     """Return a small smooth network for images with two channels, and three images."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0, torch.device("cpu")):
         layers = [nn.Conv2d(2, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(36, 3)]
         model = nn.Sequential(*layers).requires_grad_(False)
         model[3].weight.mul_(3)
@@ -1049,8 +1049,7 @@ def check_combined(student: Callable[..., nn.Module]) -> bool:
     images = torch.randint(0, 256, (160, 1, 16, 16), generator=generator, dtype=torch.uint8)
     split = Split(images, torch.arange(160) % 10)  # two batches an epoch, so that even a first epoch tells epochs apart
     data = ImageData("noise", split, split, tuple("0123456789"), (0.5,), (0.3,))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0, torch.device("cpu")):
         start = build_model("lenet5", image_size=16)
 
     def trained(model: nn.Module, ratio: float, epochs: int = 3, seed: int = 2) -> nn.Module:

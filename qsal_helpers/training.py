@@ -11,7 +11,6 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ._arguments import check_flag, check_model, check_number, check_path, check_seed, check_whole
+from ._random import random_state_kept, seeded
 from .data import ImageData, Split, batches
 from .quantization import ALPHA_MIN, PACT, evaluation_mode
 
@@ -197,11 +197,7 @@ def fit(
     step = 0
     bar = tqdm(total=steps, disable=not progress, leave=False, unit="batch", desc=f"epoch 1/{epochs}")
     # An interrupt inside torch's own no_grad can leave gradients switched off; this switches them back.
-    with torch.enable_grad(), _random_state_kept(device), bar:
-        # Not torch.manual_seed, which also seeds every GPU, used here or not.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+    with torch.enable_grad(), seeded(seed, device), bar:
         order = torch.Generator().manual_seed(seed)
         live = _Live(model, optimizer, objective, order, device, made_for)
         if resume is not None and os.path.exists(resume):
@@ -235,7 +231,7 @@ def fit(
                     seen += len(y)
                     bar.update()
                     if callback and (step % callback_every == 0 or step == steps):
-                        with _random_state_kept(device):
+                        with random_state_kept(device):
                             callback(Progress(model, objective, step, steps, epoch, loss.item()))
                         model.train()
                 mean_loss = (total / seen).item()
@@ -316,10 +312,6 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except Exception as error:  # torch raises a different kind for each way in which a device can be unusable
         raise ValueError(f"this machine cannot train on the device {device!r}: {error}") from error
-
-
-def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _split(split: Split, validation: float, seed: int, device: torch.device) -> tuple[Split, Split]:
