@@ -316,7 +316,7 @@ def check_quantizer(student: Callable[[Tensor, int, float, float], Tensor]) -> b
     def test() -> None:
         for bits, low, high in ((2, 0.0, 1.0), (2, -1.0, 2.0), (3, -0.5, 1.5)):
             wanted = quantize_uniform(x, bits, low, high)
-            answer = expect_tensor(student(x.clone(), bits, low, high), wanted, "the quantized value").detach()
+            answer = expect_tensor(student(x.clone(), bits, low, high), wanted, "the quantized value").detach().float()
             if torch.allclose(answer, wanted, atol=1e-5):
                 continue
             case = f"With bits={bits}, low={low:g}, high={high:g}:"
@@ -475,7 +475,7 @@ def check_round_ste(student: Callable[[Tensor], Tensor]) -> bool:
 
     def test() -> None:
         x = at.clone().requires_grad_()
-        answer = expect_tensor(student(x), at, "the rounded value")
+        answer = expect_tensor(student(x), at, "the rounded value").float()
         if torch.allclose(answer, at, atol=1e-5):
             raise _Wrong("The values come back unrounded: what you detach must hold the rounding.")
         expect_close(answer, at.round(), at=at, what="the rounded value")
