@@ -16,6 +16,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import platform
+import sys
 import threading
 import traceback
 import warnings
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import metrics
+from ._arguments import check_whole
 from .checkpoints import _write, load_model, save_model
 from .data import ImageData, load_data
 from .guided import SaliencyGuided
@@ -310,6 +312,8 @@ def run_all(
     >>> record["status"]
     'done'
     """
+    if workers is not None:
+        check_whole(workers, "workers")
     runs, folder = list(dict.fromkeys(runs)), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [run for run in runs if not _record_path(folder, run).exists()]
@@ -686,10 +690,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="only the plan's runs with a seed below this")
     one = parser.add_argument_group("one run of your own instead of the plan's; see qsal_helpers.study.Run")
     for field in dataclasses.fields(Run):
-        kind = {bool: lambda text: text == "True", str: str}.get(type(field.default), type(field.default))
+        kind, choices = type(field.default), None
+        if kind is bool:
+            kind, choices = (lambda text: {"True": True, "False": False}.get(text, text)), (True, False)
         kind = (lambda text: int(text) if text.isdigit() else text) if field.name == "size" else kind
-        one.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"default {field.default}")
+        option = f"--{field.name.replace('_', '-')}"
+        one.add_argument(option, type=kind, choices=choices, help=f"default {field.default}")
     given = parser.parse_args(arguments)
+    if given.workers is not None and given.workers < 1:
+        parser.error(f"--workers must be at least 1; got {given.workers}")
     fields = {f.name: v for f in dataclasses.fields(Run) if (v := getattr(given, f.name)) is not None}
     if fields:
         runs = [Run(**fields)]
@@ -711,6 +720,8 @@ def main(arguments: list[str] | None = None) -> None:
                 found.to_csv(given.folder / f"agreement-{name}.csv", index=False)
     else:
         records = load_records(given.folder)
+        if not len(records):
+            sys.exit(f"{given.folder} holds no record of a finished run; make one with `run`, or give another --folder")
         for value in ("accuracy", *SHOWN):
             text = table(records, value).fillna("").to_string()
             print(f"{value}: mean ± standard deviation over seeds (how many)", text, "", sep="\n")

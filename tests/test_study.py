@@ -342,3 +342,25 @@ def test_a_run_that_differs_from_the_plans_in_anything_else_enters_no_cell_of_th
         ("fashion-mnist", "full", "guided"): "0.500 (1)",
         ("cifar10", "full", "plain"): "0.500 (1)",
     }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("run --workers -1", "--workers must be at least 1"),
+        ("run --workers 0", "--workers must be at least 1"),
+        ("run --augment true", "choose from True, False"),
+        ("table --folder no/such/folder", "holds no record of a finished run"),
+    ],
+)
+def test_a_command_that_cannot_be_done_ends_with_a_sentence_and_trains_nothing(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(study, "run_all", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(SystemExit) as ended:
+        study.main(shlex.split(arguments))
+    assert words in f"{ended.value.code} {capsys.readouterr().err}" and ended.value.code not in (0, None)
+
+
+@pytest.mark.parametrize("workers", [-1, 0, 1.5])
+def test_runs_need_at_least_one_worker(workers, tmp_path):
+    with pytest.raises(ValueError, match="workers must be a whole number of at least 1"):
+        run_all([TINY], tmp_path, workers=workers)
