@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .data import DataDamaged, DataNotFound, load_data
+from .data import DataDamaged, DataNotFound, _check_full, _full_folder, _import_torchvision, load_data
 
 MEMORY_NEEDED = 2.0  # GiB, for a lesson at class scale
 
@@ -58,14 +58,9 @@ def _python() -> tuple[bool, str]:
 
 def _torch() -> tuple[bool, str]:
     try:
-        import torchvision
-    except (ImportError, RuntimeError) as error:
-        # A torchvision built for another torch fails with a RuntimeError about a missing operator.
-        reason = str(error).splitlines()[0]
-        return (
-            True,
-            f"torchvision cannot be imported ({reason}): install torch and torchvision together, from one place",
-        )
+        torchvision = _import_torchvision()
+    except ImportError as error:
+        return True, str(error)
     device = "a GPU, which the course uses by itself" if torch.cuda.is_available() else "the CPU, which is enough"
     return False, f"torch {torch.__version__}, torchvision {torchvision.__version__}, on {device}"
 
@@ -114,8 +109,8 @@ def _full_data() -> tuple[bool, str]:
     found = []
     for name in ("fashion-mnist", "mnist", "cifar10"):
         try:
-            load_data(name, "full")
-        except (DataNotFound, DataDamaged, ImportError, RuntimeError):
+            _check_full(name, _full_folder())
+        except (DataNotFound, DataDamaged, OSError):
             continue
         found.append(name)
     if found:
