@@ -1462,7 +1462,7 @@ def check_pack_four(student: Callable[[Tensor], Tensor]) -> bool:
                 codes + 2, up
             ),
             "the numbers overlap: each needs 2 bits, so shift by 0, 2, 4 and 6.": packed(codes & 3, [0, 1, 2, 3]),
-            "the minus signs are lost: −1 must not become the same bits as 1.": packed(codes.abs(), up),
+            "the minus signs are lost: -1 must not become the same bits as 1.": packed(codes.abs(), up),
         }
         fours = codes.view(-1, 4).tolist()
         rows = [
