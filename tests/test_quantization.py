@@ -987,3 +987,14 @@ def test_a_quantized_network_can_be_trained_with_a_penalty_on_its_input_gradient
     (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
     slope.square().sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in (model[0].weight, model[2].weight, model[1].alpha))
+
+
+def test_layers_that_stay_in_float_inside_a_module_of_torch_are_warned_of_by_name():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 2))
+    with pytest.warns(UserWarning, match=r"2\.linear1, 2\.linear2 of Sequential stay in float"):
+        quantized = quantize(model, "w4a4")
+    assert type(quantized[2].linear1) is nn.Linear and quantized[0].weight_bits == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize(model, "fp32")
+        quantize(build_model("lenet5"), "w4a4")
