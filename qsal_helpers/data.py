@@ -127,9 +127,9 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> "Split":
-        if isinstance(index, int):
-            index = [index]
-        return Split(self.images[index], self.labels[index])
+        images, labels = self.images[index], self.labels[index]
+        # A single number, of whatever kind, gives a split of one image.
+        return Split(images[None], labels[None]) if labels.ndim == 0 else Split(images, labels)
 
     def __repr__(self) -> str:
         return f"Split({len(self)} images of {' x '.join(str(side) for side in self.images.shape[1:])})"

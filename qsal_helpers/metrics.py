@@ -576,8 +576,9 @@ def sensitivity_max(
     check_number(radius, "radius", high=1e30)
     check_whole(samples, "samples", high=MOST_COPIES)
     check_seed(seed)
-    target, device = explained_classes(model, x, target), device_of(model, x)
     batch_size = options.get("batch_size", 64)
+    check_whole(batch_size, "batch_size")
+    target, device = explained_classes(model, x, target), device_of(model, x)
     found = []
     with seeded(seed, device):
         for start in range(0, len(x), batch_size):

@@ -151,6 +151,8 @@ def completeness_error(
     True
     """
     _check_images(x)
+    if "absolute" in options:
+        raise TypeError("completeness_error has no option 'absolute'; completeness is about the signed sum")
     options["baseline"] = _baseline(x, options.get("baseline"))
     target = explained_classes(model, x, target)
     device, promised = device_of(model, x), []

@@ -451,3 +451,9 @@ def test_sensitivity_takes_a_single_image_and_a_last_batch_of_one():
     for images in (x[:1], x):
         values = sensitivity_max(model, images, samples=2)
         assert values.shape == (len(images),) and bool((values.isfinite() & (values > 0)).all())
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0])
+def test_sensitivity_needs_a_batch_size_of_at_least_one(batch_size):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+        sensitivity_max(convolutional(), random(3, 1, 12, 12), batch_size=batch_size)

@@ -998,3 +998,9 @@ def test_layers_that_stay_in_float_inside_a_module_of_torch_are_warned_of_by_nam
         warnings.simplefilter("error")
         quantize(model, "fp32")
         quantize(build_model("lenet5"), "w4a4")
+
+
+@pytest.mark.parametrize("model", [None, "cnn", torch.zeros(3)], ids=["none", "text", "tensor"])
+def test_calibrate_asks_for_a_model(model):
+    with pytest.raises(TypeError, match="model must be an nn.Module"):
+        calibrate(model, torch.rand(2, 3))
