@@ -1032,9 +1032,19 @@ def draw_curves(ax: Any, curves: dict[str, np.ndarray], x: np.ndarray) -> None:
     """
     for (name, values), style in zip(curves.items(), series_styles(list(curves)), strict=True):
         mean = np.nanmean(values, axis=0)
-        error = 1.96 * np.nanstd(values, axis=0) / np.sqrt(np.isfinite(values).sum(0))
+        error = np.array([_half_interval(column) for column in np.transpose(values)])
         ax.plot(x, mean, label=name.replace("_", " "), linewidth=2, **style)
         ax.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _half_interval(values: np.ndarray) -> float:
+    """Return half the width of the 95 % interval of the mean of some numbers; NaN is left out."""
+    # Not at the top: it would import the whole package with every figure.
+    from .study import interval
+
+    values = np.asarray(values, dtype=float)
+    low, high = interval(values[np.isfinite(values)])
+    return (high - low) / 2
 
 
 @styled
@@ -1558,7 +1568,7 @@ def seeds_with_intervals(
             for place, seeds in enumerate(entries.values()):
                 for seed, values in enumerate(seeds):
                     x = place + 0.08 * (seed - (len(seeds) - 1) / 2) + 0.02 * number
-                    bar = 1.96 * np.nanstd(values) / np.sqrt(np.isfinite(values).sum())
+                    bar = _half_interval(values)
                     ax.errorbar(x, np.nanmean(values), bar, fmt="o", color=style["color"], markersize=5, linewidth=1.5)
             ax.set_xticks(range(len(entries)), [str(entry) for entry in entries])
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
@@ -1650,7 +1660,7 @@ def plot_effects(panels: dict[str, dict[str, np.ndarray]], floors: dict[str, flo
         ax.axvspan(-floors[title], floors[title], color=COLOURS["random"], alpha=0.35, linewidth=0)
         ax.axvline(0, color="black", linewidth=1)
         for i, ((_, values), style) in enumerate(zip(rows.items(), series_styles(list(rows)), strict=True)):
-            error = 1.96 * np.nanstd(values) / np.sqrt(np.isfinite(values).sum())
+            error = _half_interval(values)
             ax.errorbar(np.nanmean(values), i, xerr=error, fmt="o", color=style["color"], capsize=4, markersize=8)
         ax.set_yticks(range(len(rows)), list(rows))
         ax.set_ylim(len(rows) - 0.5, -0.5)
