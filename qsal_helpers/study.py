@@ -116,7 +116,7 @@ class Run:
     def build(self, data: ImageData) -> nn.Module:
         """Return the untrained model."""
         torch.manual_seed(self.seed)
-        model = build_model(self.model, in_channels=data.train.images.shape[1], num_classes=data.num_classes)
+        model = build_model(self.model, in_channels=data.in_channels, num_classes=data.num_classes)
         precision = Precision.parse(self.precision)
         if self.precision == "fp32":
             return model
@@ -124,18 +124,20 @@ class Run:
 
     def build_objective(self) -> Objective:
         """Return what `fit` minimises."""
-        if self.objective == "plain":
-            return cross_entropy
-        if self.objective == "published":
-            return SaliencyGuided.as_published(self.mask_ratio)
-        if self.objective == "published-frozen":
-            return dataclasses.replace(SaliencyGuided.as_published(self.mask_ratio), freeze_statistics=True)
-        if self.objective == "published-magnitude":
-            return dataclasses.replace(SaliencyGuided.as_published(self.mask_ratio), rank_by="magnitude")
-        if self.objective == "guided":
-            return SaliencyGuided(self.mask_ratio, self.weight, self.rank_by, self.fill, ramp_steps=self.ramp_steps)
-        kinds = "plain, guided, published, published-frozen or published-magnitude"
-        raise ValueError(f"objective must be {kinds}; got {self.objective!r}")
+        published = lambda **changes: dataclasses.replace(SaliencyGuided.as_published(self.mask_ratio), **changes)
+        # Functions, because an objective may refuse fields that another one does not read.
+        objectives = {
+            "plain": lambda: cross_entropy,
+            "guided": lambda: SaliencyGuided(
+                self.mask_ratio, self.weight, self.rank_by, self.fill, ramp_steps=self.ramp_steps
+            ),
+            "published": published,
+            "published-frozen": lambda: published(freeze_statistics=True),
+            "published-magnitude": lambda: published(rank_by="magnitude"),
+        }
+        if self.objective not in objectives:
+            raise ValueError(f"objective must be one of {', '.join(objectives)}; got {self.objective!r}")
+        return objectives[self.objective]()
 
 
 # ---------------------------------------------------------------- one run

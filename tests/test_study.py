@@ -364,3 +364,9 @@ def test_a_command_that_cannot_be_done_ends_with_a_sentence_and_trains_nothing(a
 def test_runs_need_at_least_one_worker(workers, tmp_path):
     with pytest.raises(ValueError, match="workers must be a whole number of at least 1"):
         run_all([TINY], tmp_path, workers=workers)
+
+
+def test_an_objective_that_does_not_exist_is_told_all_that_do():
+    with pytest.raises(ValueError, match="one of plain, guided, published, published-frozen, published-magnitude; got"):
+        Run(objective="paper").build_objective()
+    assert Run(objective="plain", mask_ratio=7).build_objective() is cross_entropy  # it reads no ratio
