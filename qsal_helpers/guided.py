@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_flag, check_model
+from .quantization import evaluation_mode
 
 FILLS = ("uniform", "mean", "black", "blur")
 RANKINGS = ("magnitude", "signed")
@@ -257,14 +258,10 @@ class SaliencyGuided:
         return logits.gather(1, y[:, None]).sum() if self.saliency == "logit" else -cross_entropy
 
     def _saliency_in_eval_mode(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        modes = [(module, module.training) for module in model.modules()]
         x = x.detach().requires_grad_()
-        try:
-            logits = model.eval()(x)
+        with evaluation_mode(model):
+            logits = model(x)
             return _gradients(self._score(logits, F.cross_entropy(logits, y), y), [x])[0]
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 def _gradients(score: Tensor, inputs: list[Tensor], retain_graph: bool = False) -> tuple[Tensor | None, ...]:

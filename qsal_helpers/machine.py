@@ -33,7 +33,7 @@ def check_machine() -> bool:
         "Python": _python,
         "torch and torchvision": _torch,
         "memory": _memory,
-        "processor": _cores,
+        "processor": _processor,
         "data": _data,
         "full data": _full_data,
         "sliders": _sliders,
@@ -90,8 +90,13 @@ def _free_memory() -> float | None:
     return free / 2**30
 
 
-def _cores() -> tuple[bool, str]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> tuple[bool, str]:
+    cores = _cores()
     if cores == 1:
         return False, "1 core: lessons take about twice the minutes they name; SCALE = 'smoke' is quick"
     return False, f"{cores} cores"

@@ -722,8 +722,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """
     check_model(model)
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, mode in modes:

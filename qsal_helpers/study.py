@@ -35,6 +35,7 @@ from ._arguments import check_whole
 from .checkpoints import _write, load_model, save_model
 from .data import ImageData, load_data
 from .guided import SaliencyGuided
+from .machine import _cores
 from .models import build_model
 from .quantization import Precision, describe, quantize
 from .saliency import saliency_map
@@ -399,10 +400,6 @@ def _record_path(folder: Path, run: Run) -> Path:
 
 def _write_record(folder: Path, run: Run, record: dict) -> None:
     _write(_record_path(folder, run), (json.dumps(record, allow_nan=False) + "\n").encode())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---------------------------------------------------------------- the records

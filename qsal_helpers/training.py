@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import math
 import os
-import pathlib
 import re
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ._arguments import check_flag, check_model, check_number, check_path, check_seed, check_whole
 from ._random import random_state_kept, seeded
+from .checkpoints import _write
 from .data import ImageData, Split, batches
 from .quantization import ALPHA_MIN, PACT, evaluation_mode
 
@@ -318,7 +320,7 @@ def _split(split: Split, validation: float, seed: int, device: torch.device) -> 
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     held_out = int(len(split) * validation)
     parts = split[order[held_out:]], split[order[:held_out]]
-    return tuple(Split(part.images.to(device), part.labels.to(device)) for part in parts)
+    return tuple(part.to(device) for part in parts)
 
 
 @dataclass
@@ -340,7 +342,7 @@ def _description(objective: Objective) -> str:
     return getattr(objective, "__qualname__", type(objective).__qualname__)
 
 
-def _keep(path: str | os.PathLike, live: _Live, history: History, best: dict[str, Any]) -> None:
+def _keep(path: Path, live: _Live, history: History, best: dict[str, Any]) -> None:
     """Write all that the next epoch depends on, so that a kill at any moment leaves the old file or the new one."""
     counts = {name: value for name, value in getattr(live.objective, "__dict__", {}).items() if type(value) is int}
     kept = {
@@ -354,15 +356,12 @@ def _keep(path: str | os.PathLike, live: _Live, history: History, best: dict[str
         "history": dataclasses.asdict(history),
         "best": best,
     }
-    unfinished = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        torch.save(kept, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        pathlib.Path(unfinished).unlink(missing_ok=True)
+    content = io.BytesIO()
+    torch.save(kept, content)
+    _write(path, content.getvalue())
 
 
-def _restore(path: str | os.PathLike, live: _Live) -> tuple[History, float, dict[str, Any]]:
+def _restore(path: Path, live: _Live) -> tuple[History, float, dict[str, Any]]:
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         found, wanted = kept.get("made_for", ["a training that it does not describe"]), live.made_for
@@ -384,7 +383,7 @@ def _restore(path: str | os.PathLike, live: _Live) -> tuple[History, float, dict
         return History(**kept["history"]), kept["best"]["accuracy"], best
     except Exception as error:  # a damaged file can fail in any of these lines, each in its own way
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{os.fspath(path)} cannot be resumed from: {reason}; delete it to start anew") from error
+        raise ValueError(f"{path} cannot be resumed from: {reason}; delete it to start anew") from error
 
 
 def _schedule(step: int, steps: int) -> float:
