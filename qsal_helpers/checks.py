@@ -120,7 +120,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("    " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells)
 
 
-def beside(answer: Tensor, wanted: Tensor, most: int = 6) -> str:
+def beside(answer: Tensor, wanted: Tensor) -> str:
     """Return two small matrices beside each other: the part of `answer` that is furthest off, and what is wanted there.
 
     Examples
@@ -134,7 +134,7 @@ def beside(answer: Tensor, wanted: Tensor, most: int = 6) -> str:
     place, shape = int((answer - wanted).abs().nan_to_num(nan=math.inf).argmax()), answer.shape
     start = f"    at [{', '.join(str(int(i)) for i in torch.unravel_index(torch.tensor(place), shape)[:-2])}]:\n"
     last = shape[-2] * shape[-1]
-    blocks = [t.reshape(-1, *shape[-2:])[place // last][:most, :most].tolist() for t in (answer, wanted)]
+    blocks = [t.reshape(-1, *shape[-2:])[place // last][:6, :6].tolist() for t in (answer, wanted)]
     texts = [[[f"{value:.3g}" for value in row] for row in block] for block in blocks]
     wide = max(4, max(len(value) for block in texts for row in block for value in row))
     lines = [["  ".join(value.rjust(wide) for value in row) for row in block] for block in texts]

@@ -648,7 +648,7 @@ def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = T
     return pd.DataFrame(rows, columns=["id", "reference", "rank correlation", "top-k overlap", "ssim"])
 
 
-def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd.DataFrame:
+def table(records: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     """Return the papers' comparison: mean ± standard deviation over seeds (how many), a column a precision.
 
     Only runs that differ from one of the plan's main runs in nothing but precision, objective and seed are counted.
@@ -666,8 +666,8 @@ def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd
     wanted = {tuple(getattr(run, name) for name in kept) for group in MAIN_GROUPS for run in plans[group]}
     main = records[[row in wanted for row in records[kept].itertuples(index=False, name=None)]]
     groups = main.groupby(["data", "size", "objective", "precision"], sort=False)[value]
-    spread = lambda v: f" ± {v.std():.{digits}f}" if len(v) > 1 else ""
-    cells = groups.agg(lambda v: f"{v.mean():.{digits}f}{spread(v)} ({len(v)})")
+    spread = lambda v: f" ± {v.std():.3f}" if len(v) > 1 else ""
+    cells = groups.agg(lambda v: f"{v.mean():.3f}{spread(v)} ({len(v)})")
     columns = [p for p in PRECISIONS if p in set(main.precision)]
     return cells.unstack("precision").reindex(columns=columns)
 
