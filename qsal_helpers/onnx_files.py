@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 STORAGES = ("int8", "packed", "float32")
 PRODUCER = "qsal_helpers"
+_OWN_NAMES = re.compile(r"logits|zero|float_zero|top\d+|image\..*")  # of the tensors that belong to no step
 
 
 def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storage: str = "int8") -> Path:
@@ -72,9 +74,9 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
     path = check_path(path)
     if not isinstance(storage, str) or storage not in STORAGES:
         raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
-    # The graph's output is called logits, so a step of that name gets another one.
-    own = lambda name: "logits.step" if name == "logits" else name
-    steps = [replace(s, name=own(s.name), inputs=tuple(map(own, s.inputs))) for s in fold(model, data)]
+    # A step that is called like a tensor of the writer's own gets a dot in front, with which no module's name begins.
+    apart = lambda name: f".{name}" if _OWN_NAMES.fullmatch(name) else name
+    steps = [replace(s, name=apart(s.name), inputs=tuple(map(apart, s.inputs))) for s in fold(model, data)]
     writer = _Writer(storage, steps)
     for step in steps:
         writer.add(step)
@@ -249,10 +251,7 @@ def _check_file(content: bytes, path: str | os.PathLike) -> str:
 
 
 class _Writer:
-    """Collects nodes and tensors. `integers` maps a step to its uint8 tensor's name and scale.
-
-    A tensor that belongs to no step has a name that begins with a dot, because no module's name does.
-    """
+    """Collects nodes and tensors. `integers` maps a step to its uint8 tensor's name and scale."""
 
     def __init__(self, storage: str, steps: list[Step]) -> None:
         self.storage = storage
@@ -282,7 +281,7 @@ class _Writer:
         if name not in self.integers:
             return name
         tensor, scale = self.integers[name]
-        zero = self.constant(".zero", np.uint8(0))
+        zero = self.constant("zero", np.uint8(0))
         constant = self.constant(f"{tensor}.scale", np.float32(scale))
         return self.node("DequantizeLinear", [tensor, constant, zero], f"{tensor}.float{len(self.nodes)}")
 
@@ -300,7 +299,7 @@ class _Writer:
                 self.node("Relu", [source], name)
             else:
                 bounds = (
-                    self.constant(".float_zero", np.float32(0)),
+                    self.constant("float_zero", np.float32(0)),
                     self.constant(f"{name}.high", np.float32(options["high"])),
                 )
                 self.node("Clip", [source, *bounds], name)
@@ -315,9 +314,9 @@ class _Writer:
         from onnx import TensorProto
 
         scale, shift = (v.astype(np.float32).reshape(-1, 1, 1) for v in (1 / (255 * std), -mean / std))
-        pixels = self.node("Cast", ["image"], ".image.pixels", to=TensorProto.FLOAT)
-        scaled = self.node("Mul", [pixels, self.constant(".image.scale", scale)], ".image.scaled")
-        self.real_image = self.node("Add", [scaled, self.constant(".image.shift", shift)], ".image.normalised")
+        pixels = self.node("Cast", ["image"], "image.pixels", to=TensorProto.FLOAT)
+        scaled = self.node("Mul", [pixels, self.constant("image.scale", scale)], "image.scaled")
+        self.real_image = self.node("Add", [scaled, self.constant("image.shift", shift)], "image.normalised")
 
     def _layer(self, step: Step) -> None:
         layer, name = step.layer, step.name
@@ -371,10 +370,10 @@ class _Writer:
     def _quantize(self, step: Step) -> None:
         top, scale = step.options["top"], step.options["step"]
         inputs = [self.real(step.inputs[0]), self.constant(f"{step.name}.scale", np.float32(scale))]
-        tensor = self.node("QuantizeLinear", [*inputs, self.constant(".zero", np.uint8(0))], step.name)
+        tensor = self.node("QuantizeLinear", [*inputs, self.constant("zero", np.uint8(0))], step.name)
         if top < 255:
             # Behind the rounding, because a Clip before it would keep onnxruntime from using an integer kernel.
-            bounds = [self.constant(".zero", np.uint8(0)), self.constant(f".top{top}", np.uint8(top))]
+            bounds = [self.constant("zero", np.uint8(0)), self.constant(f"top{top}", np.uint8(top))]
             tensor = self.node("Clip", [tensor, *bounds], f"{step.name}.clipped")
         self.integers[step.name] = (tensor, scale)
 
