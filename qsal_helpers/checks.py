@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._random import seeded
 from .data import ImageData, Split
 from .guided import SaliencyGuided, mask_least_salient
 from .models import build_model
@@ -119,7 +120,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("    " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells)
 
 
-def beside(answer: Tensor, wanted: Tensor, most: int = 6) -> str:
+def beside(answer: Tensor, wanted: Tensor) -> str:
     """Return two small matrices beside each other: the part of `answer` that is furthest off, and what is wanted there.
 
     Examples
@@ -133,7 +134,7 @@ def beside(answer: Tensor, wanted: Tensor, most: int = 6) -> str:
     place, shape = int((answer - wanted).abs().nan_to_num(nan=math.inf).argmax()), answer.shape
     start = f"    at [{', '.join(str(int(i)) for i in torch.unravel_index(torch.tensor(place), shape)[:-2])}]:\n"
     last = shape[-2] * shape[-1]
-    blocks = [t.reshape(-1, *shape[-2:])[place // last][:most, :most].tolist() for t in (answer, wanted)]
+    blocks = [t.reshape(-1, *shape[-2:])[place // last][:6, :6].tolist() for t in (answer, wanted)]
     texts = [[[f"{value:.3g}" for value in row] for row in block] for block in blocks]
     wide = max(4, max(len(value) for block in texts for row in block for value in row))
     lines = [["  ".join(value.rjust(wide) for value in row) for row in block] for block in texts]
@@ -315,7 +316,7 @@ def check_quantizer(student: Callable[[Tensor, int, float, float], Tensor]) -> b
     def test() -> None:
         for bits, low, high in ((2, 0.0, 1.0), (2, -1.0, 2.0), (3, -0.5, 1.5)):
             wanted = quantize_uniform(x, bits, low, high)
-            answer = expect_tensor(student(x.clone(), bits, low, high), wanted, "the quantized value").detach()
+            answer = expect_tensor(student(x.clone(), bits, low, high), wanted, "the quantized value").detach().float()
             if torch.allclose(answer, wanted, atol=1e-5):
                 continue
             case = f"With bits={bits}, low={low:g}, high={high:g}:"
@@ -474,7 +475,7 @@ def check_round_ste(student: Callable[[Tensor], Tensor]) -> bool:
 
     def test() -> None:
         x = at.clone().requires_grad_()
-        answer = expect_tensor(student(x), at, "the rounded value")
+        answer = expect_tensor(student(x), at, "the rounded value").float()
         if torch.allclose(answer, at, atol=1e-5):
             raise _Wrong("The values come back unrounded: what you detach must hold the rounding.")
         expect_close(answer, at.round(), at=at, what="the rounded value")
@@ -775,8 +776,7 @@ def check_foreground_share(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
 
 def _smooth_model_and_images() -> tuple[nn.Module, Tensor]:
     """Return a small smooth network for images with two channels, and three images."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0, torch.device("cpu")):
         layers = [nn.Conv2d(2, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(36, 3)]
         model = nn.Sequential(*layers).requires_grad_(False)
         model[3].weight.mul_(3)
@@ -1049,8 +1049,7 @@ def check_combined(student: Callable[..., nn.Module]) -> bool:
     images = torch.randint(0, 256, (160, 1, 16, 16), generator=generator, dtype=torch.uint8)
     split = Split(images, torch.arange(160) % 10)  # two batches an epoch, so that even a first epoch tells epochs apart
     data = ImageData("noise", split, split, tuple("0123456789"), (0.5,), (0.3,))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0, torch.device("cpu")):
         start = build_model("lenet5", image_size=16)
 
     def trained(model: nn.Module, ratio: float, epochs: int = 3, seed: int = 2) -> nn.Module:
@@ -1463,7 +1462,7 @@ def check_pack_four(student: Callable[[Tensor], Tensor]) -> bool:
                 codes + 2, up
             ),
             "the numbers overlap: each needs 2 bits, so shift by 0, 2, 4 and 6.": packed(codes & 3, [0, 1, 2, 3]),
-            "the minus signs are lost: −1 must not become the same bits as 1.": packed(codes.abs(), up),
+            "the minus signs are lost: -1 must not become the same bits as 1.": packed(codes.abs(), up),
         }
         fours = codes.view(-1, 4).tolist()
         rows = [

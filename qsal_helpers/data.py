@@ -127,9 +127,9 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> "Split":
-        if isinstance(index, int):
-            index = [index]
-        return Split(self.images[index], self.labels[index])
+        images, labels = self.images[index], self.labels[index]
+        # A single number, of whatever kind, gives a split of one image.
+        return Split(images[None], labels[None]) if labels.ndim == 0 else Split(images, labels)
 
     def __repr__(self) -> str:
         return f"Split({len(self)} images of {' x '.join(str(side) for side in self.images.shape[1:])})"
@@ -493,15 +493,19 @@ def _load_some(name: str, number: int, root: str | os.PathLike | None, download:
 
 
 def _load_full(name: str, root: str | os.PathLike | None, download: bool) -> tuple[Split, Split]:
-    folder = Path(root or os.environ.get("QSAL_DATA") or _cache_folder()).expanduser()
+    folder = _full_folder(root)
     try:
         _check_full(name, folder)
     except (DataNotFound, DataDamaged):
         if not download:
             raise
         _download(name, folder)
-    reader = getattr(_import_torchvision_datasets(), _TORCHVISION_NAME[name])
+    reader = getattr(_import_torchvision().datasets, _TORCHVISION_NAME[name])
     return tuple(_as_split(reader(folder, train=train)) for train in (True, False))
+
+
+def _full_folder(root: str | os.PathLike | None = None) -> Path:
+    return Path(root or os.environ.get("QSAL_DATA") or _cache_folder()).expanduser()
 
 
 def _cache_folder() -> Path:
@@ -525,7 +529,7 @@ def _check_full(name: str, folder: Path) -> None:
 
 
 def _download(name: str, folder: Path) -> None:
-    datasets = _import_torchvision_datasets()
+    datasets = _import_torchvision().datasets
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A neighbour of the final place, so that moving is a rename and an interrupted download leaves nothing behind.
@@ -542,16 +546,19 @@ def _download(name: str, folder: Path) -> None:
         ) from error
 
 
-def _import_torchvision_datasets() -> ModuleType:
+def _import_torchvision() -> ModuleType:
     try:
-        from torchvision import datasets
-    # A torchvision built for another torch fails with a RuntimeError: "operator torchvision::nms does not exist".
+        import torchvision
+        import torchvision.datasets
+        import torchvision.models
+    # A torchvision built for another torch fails with a RuntimeError, "operator torchvision::nms does not exist", or
+    # with an OSError about a library that cannot be loaded.
     except (ImportError, RuntimeError, OSError) as error:
         raise ImportError(
             f"torchvision cannot be imported ({_one_line(error)}): install torch and torchvision together, from the "
             f"same place, for example with `pip install --upgrade --force-reinstall torch torchvision`."
         ) from error
-    return datasets
+    return torchvision
 
 
 def _as_split(dataset: object) -> Split:

@@ -150,7 +150,9 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
         return "clip", None, {"high": 6.0 if isinstance(module, nn.ReLU6) else None}
     if isinstance(module, nn.MaxPool2d) and _pair(module.dilation) == (1, 1) and not module.ceil_mode:
         return "max_pool", None, _window(module)
-    if isinstance(module, nn.AvgPool2d) and not (module.padding or module.ceil_mode or module.divisor_override):
+    if isinstance(module, nn.AvgPool2d) and not (
+        any(_pair(module.padding)) or module.ceil_mode or module.divisor_override
+    ):
         return "average_pool", None, _window(module)
     if isinstance(module, nn.AdaptiveAvgPool2d) and _pair(module.output_size) == (1, 1):
         side = tuple(node.args[0].meta["tensor_meta"].shape[2:])

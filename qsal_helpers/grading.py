@@ -268,6 +268,9 @@ def end_with_children(process: subprocess.Popen) -> None:
 
 def main() -> None:
     """Run the command line."""
+    if hasattr(sys.stdout, "reconfigure"):
+        # A console of Windows, or a file it is redirected to, may lack a character that a student has used.
+        sys.stdout.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(prog="python -m qsal_helpers.checks", description="Grade students' notebooks.")
     parser.add_argument("notebooks", nargs="+", metavar="notebook.ipynb")
     rows, unread = [("notebook", "lesson", "exercise", "outcome", "")], 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .data import DataDamaged, DataNotFound, load_data
+from .data import DataDamaged, DataNotFound, _check_full, _full_folder, _import_torchvision, load_data
 
 MEMORY_NEEDED = 2.0  # GiB, for a lesson at class scale
 
@@ -33,7 +33,7 @@ def check_machine() -> bool:
         "Python": _python,
         "torch and torchvision": _torch,
         "memory": _memory,
-        "processor": _cores,
+        "processor": _processor,
         "data": _data,
         "full data": _full_data,
         "sliders": _sliders,
@@ -58,14 +58,9 @@ def _python() -> tuple[bool, str]:
 
 def _torch() -> tuple[bool, str]:
     try:
-        import torchvision
-    except (ImportError, RuntimeError) as error:
-        # A torchvision built for another torch fails with a RuntimeError about a missing operator.
-        reason = str(error).splitlines()[0]
-        return (
-            True,
-            f"torchvision cannot be imported ({reason}): install torch and torchvision together, from one place",
-        )
+        torchvision = _import_torchvision()
+    except ImportError as error:
+        return True, str(error)
     device = "a GPU, which the course uses by itself" if torch.cuda.is_available() else "the CPU, which is enough"
     return False, f"torch {torch.__version__}, torchvision {torchvision.__version__}, on {device}"
 
@@ -95,8 +90,13 @@ def _free_memory() -> float | None:
     return free / 2**30
 
 
-def _cores() -> tuple[bool, str]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> tuple[bool, str]:
+    cores = _cores()
     if cores == 1:
         return False, "1 core: lessons take about twice the minutes they name; SCALE = 'smoke' is quick"
     return False, f"{cores} cores"
@@ -114,8 +114,8 @@ def _full_data() -> tuple[bool, str]:
     found = []
     for name in ("fashion-mnist", "mnist", "cifar10"):
         try:
-            load_data(name, "full")
-        except (DataNotFound, DataDamaged, ImportError, RuntimeError):
+            _check_full(name, _full_folder())
+        except (DataNotFound, DataDamaged, OSError):
             continue
         found.append(name)
     if found:

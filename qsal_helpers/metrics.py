@@ -9,10 +9,9 @@ A map that holds NaN or infinity gets NaN; the other maps of the batch are not d
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_flag, check_number, check_seed, check_whole
+from ._random import seeded
 from .saliency import MOST_COPIES, device_of, evaluating, explained_classes, saliency_map
 
 # ---------------------------------------------------------------- faithful to the model?
@@ -228,7 +228,7 @@ def infidelity(
         return change, batch - change
 
     found = []
-    with evaluating(model), torch.no_grad(), _seeded(seed, device):
+    with evaluating(model), torch.no_grad(), seeded(seed, device):
         for start in range(0, len(x), batch_size):
             here = slice(start, start + batch_size)
             batch = x[here].to(device)
@@ -530,7 +530,7 @@ def randomisation_check(
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer whose weights could be randomised")
     columns = []
-    with _seeded(seed, device_of(model, x)):
+    with seeded(seed, device_of(model, x)):
         for name, module in reversed(resettable):
             module.reset_parameters()
             if name in layers and (return_curve or name == layers[0]):
@@ -576,15 +576,19 @@ def sensitivity_max(
     check_number(radius, "radius", high=1e30)
     check_whole(samples, "samples", high=MOST_COPIES)
     check_seed(seed)
-    target, device = explained_classes(model, x, target), device_of(model, x)
     batch_size = options.get("batch_size", 64)
+    check_whole(batch_size, "batch_size")
+    target, device = explained_classes(model, x, target), device_of(model, x)
     found = []
-    with _seeded(seed, device):
+    with seeded(seed, device):
         for start in range(0, len(x), batch_size):
             here = slice(start, start + batch_size)
             batch = x[here].to(device)
-            # Captum hands over a tuple of inputs and wants a tuple of maps.
-            explain = lambda images, target: (saliency_map(model, *images, target, method, **options),)
+            # Captum hands over a tuple of inputs and wants a tuple of maps. It repeats the targets for its copies of
+            # the images, but not the target of a single image.
+            explain = lambda images, target: (
+                saliency_map(model, *images, target.expand(len(images[0])), method, **options),
+            )
             changes = {"perturb_radius": radius, "n_perturb_samples": samples}
             found.append(captum_sensitivity_max(explain, batch, target=target[here].to(device), **changes))
     return torch.cat(found).float().to(x.device) if found else x.new_empty(0, dtype=torch.float32)
@@ -603,14 +607,6 @@ def _shares(maps: Tensor) -> Tensor:
 
 def _finite(maps: Tensor) -> Tensor:
     return maps.isfinite().flatten(1).all(1)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Fix torch's random numbers for a while; the caller's go on afterwards as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _check_maps(maps: Tensor, x: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._arguments import check_whole
+from .data import _import_torchvision
 
 
 def build_model(name: str, in_channels: int = 1, num_classes: int = 10, image_size: int | None = None) -> nn.Module:
@@ -176,15 +177,7 @@ def _resnet20(in_channels: int, num_classes: int, size: int) -> nn.Module:
 
 
 def _resnet18(in_channels: int, num_classes: int, size: int) -> nn.Module:
-    try:
-        from torchvision.models import resnet18
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision of another torch raises RuntimeError
-        raise ImportError(
-            f"torchvision cannot be imported ({' '.join(str(error).split())}); install torch and torchvision together "
-            "from the same place, for example with `pip install --upgrade --force-reinstall torch torchvision`"
-        ) from error
-
-    model = resnet18(num_classes=num_classes)
+    model = _import_torchvision().models.resnet18(num_classes=num_classes)
     # The usual 7x7 stride-2 stem and max-pool would leave a 32x32 image 8x8 pixels before the first block.
     model.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()

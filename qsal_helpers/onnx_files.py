@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 STORAGES = ("int8", "packed", "float32")
 PRODUCER = "qsal_helpers"
+_OWN_NAMES = re.compile(r"logits|zero|float_zero|top\d+|image\..*")  # of the tensors that belong to no step
 
 
 def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storage: str = "int8") -> Path:
@@ -71,7 +74,9 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
     path = check_path(path)
     if not isinstance(storage, str) or storage not in STORAGES:
         raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
-    steps = fold(model, data)
+    # A step that is called like a tensor of the writer's own gets a dot in front, with which no module's name begins.
+    apart = lambda name: f".{name}" if _OWN_NAMES.fullmatch(name) else name
+    steps = [replace(s, name=apart(s.name), inputs=tuple(map(apart, s.inputs))) for s in fold(model, data)]
     writer = _Writer(storage, steps)
     for step in steps:
         writer.add(step)
@@ -271,6 +276,8 @@ class _Writer:
 
     def real(self, name: str) -> str:
         """Return the name of a step's output as floats; integers are dequantized once for each reader."""
+        if name == "image":
+            return self.real_image
         if name not in self.integers:
             return name
         tensor, scale = self.integers[name]
@@ -313,7 +320,7 @@ class _Writer:
 
     def _layer(self, step: Step) -> None:
         layer, name = step.layer, step.name
-        source = self.real_image if step.inputs[0] == "image" else self.real(step.inputs[0])
+        source = self.real(step.inputs[0])
         weight, bias = self._weight_and_bias(name, layer)
         if layer.weight.ndim == 2:
             self.node("Gemm", [source, weight, bias], name, transB=1)

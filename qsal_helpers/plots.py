@@ -205,7 +205,7 @@ def new_figure(
 
 
 @styled
-def show_images(images: np.ndarray, titles: Sequence[str] = (), columns: int = 8, title: str = "") -> Picture:
+def show_images(images: np.ndarray, titles: Sequence[str] = (), title: str = "") -> Picture:
     """Return a grid of images.
 
     Parameters
@@ -218,7 +218,7 @@ def show_images(images: np.ndarray, titles: Sequence[str] = (), columns: int = 8
     >>> figure = show_images(np.zeros((3, 28, 28), dtype=np.uint8), titles=["a", "b", "c"])
     """
     images = np.asarray(images)
-    columns = min(columns, len(images))
+    columns = min(8, len(images))
     rows = -(-len(images) // columns)
     figure, axes = new_figure(rows, columns, height=9 / columns * rows + 0.5)
     for ax in axes.flat:
@@ -328,8 +328,8 @@ def draw_prediction(ax: Any, probabilities: np.ndarray, class_names: Sequence[st
     ax.set(xlim=(0, 100), xticks=(0, 50, 100), xlabel="probability (%)")
 
 
-def draw_levels(ax: Any, levels: np.ndarray, most: int = 64) -> None:
-    """Draw the levels of a grid as vertical lines over the whole height; none if there are more than `most`.
+def draw_levels(ax: Any, levels: np.ndarray) -> None:
+    """Draw the levels of a grid as vertical lines over the whole height; none if there are more than 64.
 
     Examples
     --------
@@ -337,7 +337,7 @@ def draw_levels(ax: Any, levels: np.ndarray, most: int = 64) -> None:
     >>> draw_levels(axes[0, 0], np.array([-1.0, 0.0, 1.0]))
     """
     levels = np.unique(levels)
-    if len(levels) <= most:
+    if len(levels) <= 64:
         # One collection of lines is drawn several times faster than one line object a level.
         heights = ax.get_xaxis_transform()
         ax.vlines(levels, 0, 1, color=COLOURS["w2a2"], linewidth=1, alpha=0.8, transform=heights, label="levels")
@@ -826,10 +826,8 @@ def plot_pact(
 
 
 @styled
-def plot_points(
-    values: dict[str, Sequence[float]], title: str, ylabel: str = "test accuracy (%)", reference: float | None = None
-) -> Picture:
-    """Return a column for each entry: one point a seed, a bar at their mean, and a dashed line at `reference`.
+def plot_points(values: dict[str, Sequence[float]], title: str, reference: float | None = None) -> Picture:
+    """Return accuracies, a column an entry: a point a seed, a bar at their mean, and a dashed line at `reference`.
 
     Examples
     --------
@@ -848,7 +846,7 @@ def plot_points(
         ax.legend(loc="best")
     ax.margins(y=0.15)
     ax.grid(False, axis="x")
-    ax.set(title=f"{title} (points: seeds, bar: mean)", ylabel=ylabel, xlim=(-0.5, len(values) - 0.3))
+    ax.set(title=f"{title} (points: seeds, bar: mean)", ylabel="test accuracy (%)", xlim=(-0.5, len(values) - 0.3))
     ax.set_xticks(range(len(values)), list(values))
     return figure
 
@@ -1032,16 +1030,25 @@ def draw_curves(ax: Any, curves: dict[str, np.ndarray], x: np.ndarray) -> None:
     """
     for (name, values), style in zip(curves.items(), series_styles(list(curves)), strict=True):
         mean = np.nanmean(values, axis=0)
-        error = 1.96 * np.nanstd(values, axis=0) / np.sqrt(np.isfinite(values).sum(0))
+        error = np.array([_half_interval(column) for column in np.transpose(values)])
         ax.plot(x, mean, label=name.replace("_", " "), linewidth=2, **style)
         ax.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _half_interval(values: np.ndarray) -> float:
+    """Return half the width of the 95 % interval of the mean of some numbers; NaN is left out."""
+    # Not at the top: it would import the whole package with every figure.
+    from .study import interval
+
+    values = np.asarray(values, dtype=float)
+    low, high = interval(values[np.isfinite(values)])
+    return (high - low) / 2
 
 
 @styled
 def distributions(
     panels: dict[str, dict[str, np.ndarray]],
     xlabels: Sequence[str],
-    columns: int = 2,
     log: bool = False,
     sharex: bool = False,
 ) -> Picture:
@@ -1054,7 +1061,6 @@ def distributions(
     ----------
     panels : a panel's title -> a name -> one number an image, ``(N,)``. NaN is left out.
     xlabels : what the numbers of each panel are, with the unit or the direction that is good.
-    columns : how many panels stand side by side.
     log : logarithmic axes.
     sharex : one range for all panels.
 
@@ -1064,7 +1070,7 @@ def distributions(
     >>> figure = distributions({"Focus": {"gradient": values, "random": values / 2}}, ["Gini index"])
     """
     most = max(len(groups) for groups in panels.values())
-    columns = min(columns, len(panels))
+    columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = new_figure(rows, columns, height=rows * (0.32 * most + 1.5), sharey="row", sharex=sharex)
     for ax in axes.flat[len(panels) :]:
@@ -1253,8 +1259,8 @@ def plot_widths(widths: dict[str, dict[str, int]]) -> Picture:
 
 
 @styled
-def plot_file(parts: dict[str, tuple[int, int]], size: int, columns: int = 256) -> Picture:
-    """Return a map of a file: a cell a byte, row by row, coloured by what it belongs to.
+def plot_file(parts: dict[str, tuple[int, int]], size: int) -> Picture:
+    """Return a map of a file: a cell a byte, 256 in a row, coloured by what it belongs to.
 
     Parameters
     ----------
@@ -1265,6 +1271,7 @@ def plot_file(parts: dict[str, tuple[int, int]], size: int, columns: int = 256) 
     --------
     >>> figure = plot_file({"conv1": (300, 200), "fc1": (800, 9000)}, size=10_000)
     """
+    columns = 256
     owners = np.zeros(-(-size // columns) * columns)
     owners[size:] = np.nan
     for number, (start, length) in enumerate(parts.values(), 1):
@@ -1286,13 +1293,12 @@ def plot_file(parts: dict[str, tuple[int, int]], size: int, columns: int = 256) 
 
 
 @styled
-def plot_costs(panels: dict[str, dict[str, dict[str, float]]], reference: str = "fp32") -> Picture:
-    """Return costs of files as multiples of one of them, on logarithmic axes: a row a file, a marker a network.
+def plot_costs(panels: dict[str, dict[str, dict[str, float]]]) -> Picture:
+    """Return costs of files as multiples of those of "fp32", on logarithmic axes: a row a file, a marker a network.
 
     Parameters
     ----------
     panels : a panel's title -> a network's name -> a file's name -> its cost, in any unit.
-    reference : the file that counts as 1.
 
     Examples
     --------
@@ -1302,12 +1308,12 @@ def plot_costs(panels: dict[str, dict[str, dict[str, float]]], reference: str = 
     figure, axes = new_figure(1, len(panels), height=4.2, sharey=True)
     for ax, (title, networks) in zip(axes[0], panels.items(), strict=True):
         for (name, costs), marker, colour in zip(networks.items(), "os^D", METHOD_COLOURS.values(), strict=False):
-            ratios = [cost / costs[reference] for cost in costs.values()]
+            ratios = [cost / costs["fp32"] for cost in costs.values()]
             ax.plot(ratios, range(len(costs)), marker, color=colour, markersize=9, alpha=0.85, label=name)
         ax.axvline(1, color=COLOURS["fp32"], linestyle="--", linewidth=1.2)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
-        ax.set(title=title, xlabel=f"times {reference}'s")
+        ax.set(title=title, xlabel="times fp32's")
         ax.set_yticks(range(len(costs)), list(costs))
         ax.margins(x=0.12)
     axes[0, 0].set_ylim(len(costs) - 0.5, -0.5)
@@ -1490,14 +1496,13 @@ def plot_training_now(images: np.ndarray, frames: Sequence[Frame], steps: int) -
 
 
 @styled
-def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]], shown: int = 2) -> Picture:
-    """Return the last frame of each epoch side by side, one network above the other.
+def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]]) -> Picture:
+    """Return the last frame of each epoch side by side, one network above the other; of the first two images.
 
     Parameters
     ----------
     images : ``(N, C, H, W)``, uint8.
     frames : a network's name -> its frames.
-    shown : how many of the images, from the first.
 
     Examples
     --------
@@ -1507,13 +1512,13 @@ def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]], shown
     last = {name: list({frame.epoch: frame for frame in some}.values()) for name, some in frames.items()}
     columns = max(len(some) for some in last.values())
     side = 10 / columns
-    figure, axes = new_figure(len(last), columns, width=10, height=len(last) * (side * 2 / shown + 0.25) + 0.1)
+    figure, axes = new_figure(len(last), columns, width=10, height=len(last) * (side + 0.25) + 0.1)
     for ax in axes.flat:
         ax.axis("off")
     for row, (name, some) in zip(axes, last.items(), strict=True):
         for ax, frame in zip(row, some, strict=False):
-            some_maps = frame._replace(maps=frame.maps[:shown], replaced=frame.replaced[:shown])
-            draw_rgb(ax, frame_tiles(images[:shown], some_maps))
+            some_maps = frame._replace(maps=frame.maps[:2], replaced=frame.replaced[:2])
+            draw_rgb(ax, frame_tiles(images[:2], some_maps))
             ax.set_title(f"{name}, epoch {frame.epoch}", fontsize=11)
     return figure
 
@@ -1558,7 +1563,7 @@ def seeds_with_intervals(
             for place, seeds in enumerate(entries.values()):
                 for seed, values in enumerate(seeds):
                     x = place + 0.08 * (seed - (len(seeds) - 1) / 2) + 0.02 * number
-                    bar = 1.96 * np.nanstd(values) / np.sqrt(np.isfinite(values).sum())
+                    bar = _half_interval(values)
                     ax.errorbar(x, np.nanmean(values), bar, fmt="o", color=style["color"], markersize=5, linewidth=1.5)
             ax.set_xticks(range(len(entries)), [str(entry) for entry in entries])
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
@@ -1650,7 +1655,7 @@ def plot_effects(panels: dict[str, dict[str, np.ndarray]], floors: dict[str, flo
         ax.axvspan(-floors[title], floors[title], color=COLOURS["random"], alpha=0.35, linewidth=0)
         ax.axvline(0, color="black", linewidth=1)
         for i, ((_, values), style) in enumerate(zip(rows.items(), series_styles(list(rows)), strict=True)):
-            error = 1.96 * np.nanstd(values) / np.sqrt(np.isfinite(values).sum())
+            error = _half_interval(values)
             ax.errorbar(np.nanmean(values), i, xerr=error, fmt="o", color=style["color"], capsize=4, markersize=8)
         ax.set_yticks(range(len(rows)), list(rows))
         ax.set_ylim(len(rows) - 0.5, -0.5)

@@ -136,7 +136,9 @@ class _Pact(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, bound = ctx.saved_tensors
         grad_x = grad_alpha = None
-        if x.is_cuda:
+        # Gradients are on here only with create_graph: then the result must be differentiable itself, which the
+        # kernels of the other branch are not.
+        if x.is_cuda or torch.is_grad_enabled():
             if ctx.needs_input_grad[0]:
                 grad_x = torch.where((x > 0) & (x < bound), grad, 0)
             if ctx.needs_input_grad[1]:
@@ -576,6 +578,10 @@ def quantize(
     ValueError if there is nothing to quantize, if it is quantized already, if a ReLU is called as a function, or if a
     layer is of a class derived from Conv2d or Linear.
 
+    Warns
+    -----
+    If layers inside a module such as nn.TransformerEncoderLayer stay in float; they are named.
+
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -608,6 +614,12 @@ def quantize(
     quantized.precision, quantized.scheme = precision, scheme
     if all(b == 32 for pair in bits.values() for b in pair):
         return quantized
+    if left := [name for name in _hidden_layers(model) if name not in layers]:
+        warnings.warn(
+            f"{', '.join(left)} of {type(model).__name__} stay in float: they lie inside a module of torch.nn that "
+            "quantize does not look into",
+            stacklevel=2,
+        )
     for name, (weight_bits, activation_bits) in bits.items():
         layer = quantized.get_submodule(name)
         # The class alone is exchanged: every attribute of the layer stays, also those of later torch versions.
@@ -619,6 +631,18 @@ def quantize(
             if module is old:
                 _replace(quantized, name, new)
     return quantized
+
+
+def _hidden_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers inside modules that tracing takes as a whole."""
+    tracer, lists = _Tracer(), (nn.ModuleList, nn.ModuleDict)  # a list is never called itself
+    wholes = [
+        f"{name}."
+        for name, module in model.named_modules()
+        if name and not isinstance(module, lists) and tracer.is_leaf_module(module, name)
+    ]
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return [name for name in layers if name.startswith(tuple(wholes))]
 
 
 def _relu_bits(model: nn.Module, order: list[str], bits: dict[str, tuple[int, int]]) -> dict[str, int]:
@@ -656,6 +680,7 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
     >>> calibrate(net, torch.tensor([[1.0], [3.0]]), quantile=1.0)[1].alpha.item()
     3.0
     """
+    check_model(model)
     if not isinstance(quantile, (int, float)) or not 0 < quantile <= 1:
         raise ValueError(f"quantile must be above 0 and at most 1; got {quantile!r}")
     _check_float(x, "x")
@@ -697,8 +722,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """
     check_model(model)
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, mode in modes:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_flag, check_model, check_number, check_seed, check_whole
-from .quantization import PACT
+from .quantization import PACT, evaluation_mode
 
 MOST_COPIES = 10_000  # noisy copies or steps an image; more would only fill the memory
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -152,6 +152,8 @@ def completeness_error(
     True
     """
     _check_images(x)
+    if "absolute" in options:
+        raise TypeError("completeness_error has no option 'absolute'; completeness is about the signed sum")
     options["baseline"] = _baseline(x, options.get("baseline"))
     target = explained_classes(model, x, target)
     device, promised = device_of(model, x), []
@@ -184,18 +186,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     (True, True)
     """
     check_model(model)
-    modes = [(module, module.training) for module in model.modules()]
     trained = [p for p in model.parameters() if p.requires_grad]
-    try:
-        model.eval()
-        for p in trained:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for p in trained:
-            p.requires_grad_(True)
+    with evaluation_mode(model):
+        try:
+            for p in trained:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
 
 
 def explained_classes(model: nn.Module, x: Tensor, target: int | Tensor | None, batch_size: int = 64) -> Tensor:

@@ -16,6 +16,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import platform
+import sys
 import threading
 import traceback
 import warnings
@@ -30,9 +31,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import metrics
+from ._arguments import check_whole
 from .checkpoints import _write, load_model, save_model
 from .data import ImageData, load_data
 from .guided import SaliencyGuided
+from .machine import _cores
 from .models import build_model
 from .quantization import Precision, describe, quantize
 from .saliency import saliency_map
@@ -114,7 +117,7 @@ class Run:
     def build(self, data: ImageData) -> nn.Module:
         """Return the untrained model."""
         torch.manual_seed(self.seed)
-        model = build_model(self.model, in_channels=data.train.images.shape[1], num_classes=data.num_classes)
+        model = build_model(self.model, in_channels=data.in_channels, num_classes=data.num_classes)
         precision = Precision.parse(self.precision)
         if self.precision == "fp32":
             return model
@@ -122,18 +125,20 @@ class Run:
 
     def build_objective(self) -> Objective:
         """Return what `fit` minimises."""
-        if self.objective == "plain":
-            return cross_entropy
-        if self.objective == "published":
-            return SaliencyGuided.as_published(self.mask_ratio)
-        if self.objective == "published-frozen":
-            return dataclasses.replace(SaliencyGuided.as_published(self.mask_ratio), freeze_statistics=True)
-        if self.objective == "published-magnitude":
-            return dataclasses.replace(SaliencyGuided.as_published(self.mask_ratio), rank_by="magnitude")
-        if self.objective == "guided":
-            return SaliencyGuided(self.mask_ratio, self.weight, self.rank_by, self.fill, ramp_steps=self.ramp_steps)
-        kinds = "plain, guided, published, published-frozen or published-magnitude"
-        raise ValueError(f"objective must be {kinds}; got {self.objective!r}")
+        published = lambda **changes: dataclasses.replace(SaliencyGuided.as_published(self.mask_ratio), **changes)
+        # Functions, because an objective may refuse fields that another one does not read.
+        objectives = {
+            "plain": lambda: cross_entropy,
+            "guided": lambda: SaliencyGuided(
+                self.mask_ratio, self.weight, self.rank_by, self.fill, ramp_steps=self.ramp_steps
+            ),
+            "published": published,
+            "published-frozen": lambda: published(freeze_statistics=True),
+            "published-magnitude": lambda: published(rank_by="magnitude"),
+        }
+        if self.objective not in objectives:
+            raise ValueError(f"objective must be one of {', '.join(objectives)}; got {self.objective!r}")
+        return objectives[self.objective]()
 
 
 # ---------------------------------------------------------------- one run
@@ -310,6 +315,8 @@ def run_all(
     >>> record["status"]
     'done'
     """
+    if workers is not None:
+        check_whole(workers, "workers")
     runs, folder = list(dict.fromkeys(runs)), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [run for run in runs if not _record_path(folder, run).exists()]
@@ -393,10 +400,6 @@ def _record_path(folder: Path, run: Run) -> Path:
 
 def _write_record(folder: Path, run: Run, record: dict) -> None:
     _write(_record_path(folder, run), (json.dumps(record, allow_nan=False) + "\n").encode())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---------------------------------------------------------------- the records
@@ -542,6 +545,7 @@ def holm(p_values: Iterable[float]) -> list[float]:
 # ---------------------------------------------------------------- the study's own runs
 
 PRECISIONS = ("fp32", "w4a4", "mixed-4/2", "w2a2")
+MAIN_GROUPS = ("fashion-mnist-mini", "mnist-mini", "fashion-mnist", "mnist", "cifar10")
 
 
 def plan() -> dict[str, list[Run]]:
@@ -644,10 +648,10 @@ def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = T
     return pd.DataFrame(rows, columns=["id", "reference", "rank correlation", "top-k overlap", "ssim"])
 
 
-def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd.DataFrame:
+def table(records: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     """Return the papers' comparison: mean ± standard deviation over seeds (how many), a column a precision.
 
-    Only runs that differ in nothing else from the plan's main runs are counted.
+    Only runs that differ from one of the plan's main runs in nothing but precision, objective and seed are counted.
 
     Examples
     --------
@@ -656,12 +660,14 @@ def table(records: pd.DataFrame, value: str = "accuracy", digits: int = 3) -> pd
     >>> table(records).loc[("fashion-mnist", "full", "plain"), "fp32"]
     '0.935 ± 0.007 (2)'
     """
-    varied = {"data", "size", "model", "precision", "objective", "seed", "epochs", "augment", "explained"}
-    fixed = {f.name: f.default for f in dataclasses.fields(Run) if f.name not in varied}
-    main = records[(records[list(fixed)] == list(fixed.values())).all(axis=1)]
+    free = {"precision", "objective", "seed"}
+    kept = [f.name for f in dataclasses.fields(Run) if f.name not in free]
+    plans = plan()
+    wanted = {tuple(getattr(run, name) for name in kept) for group in MAIN_GROUPS for run in plans[group]}
+    main = records[[row in wanted for row in records[kept].itertuples(index=False, name=None)]]
     groups = main.groupby(["data", "size", "objective", "precision"], sort=False)[value]
-    spread = lambda v: f" ± {v.std():.{digits}f}" if len(v) > 1 else ""
-    cells = groups.agg(lambda v: f"{v.mean():.{digits}f}{spread(v)} ({len(v)})")
+    spread = lambda v: f" ± {v.std():.3f}" if len(v) > 1 else ""
+    cells = groups.agg(lambda v: f"{v.mean():.3f}{spread(v)} ({len(v)})")
     columns = [p for p in PRECISIONS if p in set(main.precision)]
     return cells.unstack("precision").reindex(columns=columns)
 
@@ -683,10 +689,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="only the plan's runs with a seed below this")
     one = parser.add_argument_group("one run of your own instead of the plan's; see qsal_helpers.study.Run")
     for field in dataclasses.fields(Run):
-        kind = {bool: lambda text: text == "True", str: str}.get(type(field.default), type(field.default))
+        kind, choices = type(field.default), None
+        if kind is bool:
+            kind, choices = (lambda text: {"True": True, "False": False}.get(text, text)), (True, False)
         kind = (lambda text: int(text) if text.isdigit() else text) if field.name == "size" else kind
-        one.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"default {field.default}")
+        option = f"--{field.name.replace('_', '-')}"
+        one.add_argument(option, type=kind, choices=choices, help=f"default {field.default}")
     given = parser.parse_args(arguments)
+    if given.workers is not None and given.workers < 1:
+        parser.error(f"--workers must be at least 1; got {given.workers}")
     fields = {f.name: v for f in dataclasses.fields(Run) if (v := getattr(given, f.name)) is not None}
     if fields:
         runs = [Run(**fields)]
@@ -708,6 +719,8 @@ def main(arguments: list[str] | None = None) -> None:
                 found.to_csv(given.folder / f"agreement-{name}.csv", index=False)
     else:
         records = load_records(given.folder)
+        if not len(records):
+            sys.exit(f"{given.folder} holds no record of a finished run; make one with `run`, or give another --folder")
         for value in ("accuracy", *SHOWN):
             text = table(records, value).fillna("").to_string()
             print(f"{value}: mean ± standard deviation over seeds (how many)", text, "", sep="\n")

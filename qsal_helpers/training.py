@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import math
 import os
-import pathlib
+import re
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ._arguments import check_flag, check_model, check_number, check_path, check_seed, check_whole
+from ._random import random_state_kept, seeded
+from .checkpoints import _write
 from .data import ImageData, Split, batches
 from .quantization import ALPHA_MIN, PACT, evaluation_mode
 
@@ -178,19 +181,34 @@ def fit(
     objective = copy.deepcopy(objective)
     whole, rest = divmod(len(train), batch_size)
     steps = epochs * (whole + (rest > 1))
+    made_for = [
+        f"epochs={epochs}",
+        f"{steps} steps",
+        f"batch_size={batch_size}",
+        f"seed={seed}",
+        f"lr={float(lr)}",
+        f"weight_decay={float(weight_decay)}",
+        f"validation={float(validation)}",
+        f"augment={augment}",
+        f"{len(data.train)} images of {data.name}",
+        f"a {type(model).__name__} of {getattr(model, 'precision', 'fp32')!r}",
+        f"the scheme {getattr(model, 'scheme', None)}",
+        f"the objective {_description(objective)}",
+    ]
     history, best_accuracy, best_state = History(), -1.0, _state(model)
     step = 0
     bar = tqdm(total=steps, disable=not progress, leave=False, unit="batch", desc=f"epoch 1/{epochs}")
     # An interrupt inside torch's own no_grad can leave gradients switched off; this switches them back.
-    with torch.enable_grad(), _random_state_kept(device), bar:
-        # Not torch.manual_seed, which also seeds every GPU, used here or not.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+    with torch.enable_grad(), seeded(seed, device), bar:
         order = torch.Generator().manual_seed(seed)
-        live = _Live(model, optimizer, objective, order, device, steps)
+        live = _Live(model, optimizer, objective, order, device, made_for)
         if resume is not None and os.path.exists(resume):
-            history, best_accuracy, best_state = _restore(resume, live)
+            try:
+                history, best_accuracy, best_state = _restore(resume, live)
+            except BaseException:
+                model.load_state_dict(best_state)
+                model.to(home)
+                raise
             step = history.epochs * (steps // epochs)
             bar.update(step)
         try:
@@ -215,7 +233,7 @@ def fit(
                     seen += len(y)
                     bar.update()
                     if callback and (step % callback_every == 0 or step == steps):
-                        with _random_state_kept(device):
+                        with random_state_kept(device):
                             callback(Progress(model, objective, step, steps, epoch, loss.item()))
                         model.train()
                 mean_loss = (total / seen).item()
@@ -223,18 +241,21 @@ def fit(
                 if not math.isfinite(mean_loss) or _broken_parameters(model):
                     _raise_diverged(model, x, epoch)
                 accuracy = _accuracy(model, held_out, data) if len(held_out) else math.nan
-                _record(history, model, mean_loss, accuracy, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
                 if accuracy < 0.5 * best_accuracy:
                     warnings.warn(
                         f"validation accuracy fell from {best_accuracy:.1%} to {accuracy:.1%} in epoch {epoch}; "
                         "a lower learning rate usually helps. The best epoch's weights are kept",
                         stacklevel=2,
                     )
+                accuracy_kept, state = best_accuracy, best_state
+                longer = _with_epoch(history, model, mean_loss, accuracy, seconds)
                 if accuracy > best_accuracy or not len(held_out):
-                    best_accuracy, best_state, history.best_epoch = accuracy, _state(model), epoch
+                    longer.best_epoch, accuracy_kept, state = epoch, accuracy, _state(model)
+                # At one go, so that no interrupt finds the epoch in a part of them.
+                history, best_accuracy, best_state = longer, accuracy_kept, state
                 if resume is not None:
-                    best = {"accuracy": best_accuracy, "state": best_state}
-                    _keep(resume, live, history, best)
+                    _keep(resume, live, history, {"accuracy": best_accuracy, "state": best_state})
                 bar.set_description(f"epoch {min(epoch + 1, epochs)}/{epochs}")
                 bar.set_postfix(loss=f"{mean_loss:.3f}", validation=f"{accuracy:.1%}")
         except KeyboardInterrupt:
@@ -295,15 +316,11 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"this machine cannot train on the device {device!r}: {error}") from error
 
 
-def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
 def _split(split: Split, validation: float, seed: int, device: torch.device) -> tuple[Split, Split]:
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     held_out = int(len(split) * validation)
     parts = split[order[held_out:]], split[order[:held_out]]
-    return tuple(Split(part.images.to(device), part.labels.to(device)) for part in parts)
+    return tuple(part.to(device) for part in parts)
 
 
 @dataclass
@@ -315,14 +332,21 @@ class _Live:
     objective: Objective
     order: torch.Generator
     device: torch.device
-    steps: int
+    made_for: list[str]
 
 
-def _keep(path: str | os.PathLike, live: _Live, history: History, best: dict[str, Any]) -> None:
+def _description(objective: Objective) -> str:
+    """Return what tells an objective from others, the same in every process, so without addresses in memory."""
+    if dataclasses.is_dataclass(objective):
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(objective))
+    return getattr(objective, "__qualname__", type(objective).__qualname__)
+
+
+def _keep(path: Path, live: _Live, history: History, best: dict[str, Any]) -> None:
     """Write all that the next epoch depends on, so that a kill at any moment leaves the old file or the new one."""
     counts = {name: value for name, value in getattr(live.objective, "__dict__", {}).items() if type(value) is int}
     kept = {
-        "steps": live.steps,
+        "made_for": live.made_for,
         "model": live.model.state_dict(),
         "optimizer": live.optimizer.state_dict(),
         "objective": counts,  # such as the calls of a schedule
@@ -332,19 +356,21 @@ def _keep(path: str | os.PathLike, live: _Live, history: History, best: dict[str
         "history": dataclasses.asdict(history),
         "best": best,
     }
-    unfinished = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        torch.save(kept, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        pathlib.Path(unfinished).unlink(missing_ok=True)
+    content = io.BytesIO()
+    torch.save(kept, content)
+    _write(path, content.getvalue())
 
 
-def _restore(path: str | os.PathLike, live: _Live) -> tuple[History, float, dict[str, Any]]:
+def _restore(path: Path, live: _Live) -> tuple[History, float, dict[str, Any]]:
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
-        if kept["steps"] != live.steps:
-            raise ValueError(f"it was made for {kept['steps']} steps, this training has {live.steps}")
+        found, wanted = kept.get("made_for", ["a training that it does not describe"]), live.made_for
+        if found != wanted:
+            theirs, ours = (
+                ", ".join(part for part in these if part not in those)
+                for these, those in ((found, wanted), (wanted, found))
+            )
+            raise ValueError(f"it was made for {theirs}, this training has {ours}")
         live.model.load_state_dict(kept["model"])
         live.optimizer.load_state_dict(kept["optimizer"])
         for name, value in kept["objective"].items():
@@ -357,7 +383,7 @@ def _restore(path: str | os.PathLike, live: _Live) -> tuple[History, float, dict
         return History(**kept["history"]), kept["best"]["accuracy"], best
     except Exception as error:  # a damaged file can fail in any of these lines, each in its own way
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{os.fspath(path)} cannot be resumed from: {reason}; delete it to start anew") from error
+        raise ValueError(f"{path} cannot be resumed from: {reason}; delete it to start anew") from error
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -371,15 +397,22 @@ def _state(model: nn.Module) -> dict[str, Any]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def _record(history: History, model: nn.Module, loss: float, accuracy: float, seconds: float) -> None:
-    history.loss.append(loss)
-    history.validation_accuracy.append(accuracy)
-    history.seconds.append(seconds)
+def _with_epoch(history: History, model: nn.Module, loss: float, accuracy: float, seconds: float) -> History:
+    """Return a history that is longer by one epoch; the one given stays as it is."""
+    alphas = dict(history.alphas)
     for name, module in model.named_modules():
         if isinstance(module, PACT):
             # The optimizer's last step may have gone below; PACT itself mends that only when it is next used.
             module.alpha.data.clamp_(min=ALPHA_MIN)
-            history.alphas.setdefault(name, []).append(module.alpha.item())
+            alphas[name] = [*alphas.get(name, []), module.alpha.item()]
+    return History(
+        [*history.loss, loss],
+        [*history.validation_accuracy, accuracy],
+        alphas,
+        [*history.seconds, seconds],
+        history.best_epoch,
+        history.interrupted,
+    )
 
 
 def _broken_parameters(model: nn.Module) -> list[str]:

@@ -551,3 +551,27 @@ def test_an_answer_that_never_ends_is_given_up(name, capsys, monkeypatch):
     verdict, said = grade(name, lambda *_: never.wait(), capsys)
     never.set()
     assert not verdict and "did not finish" in said
+
+
+@each_grader
+def test_a_right_answer_in_float64_is_right(name, capsys):
+    lesson, function, _ = GRADERS[name]
+    right = solution(lesson, function)
+
+    def wider(*arguments):
+        answer = right(*arguments)
+        return answer.double() if isinstance(answer, torch.Tensor) and answer.is_floating_point() else answer
+
+    assert grade(name, wider, capsys) == (True, f"{function}: correct.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "words"),
+    [
+        ("check_quantizer", lambda x, bits, low, high: torch.round(x).int(), "subtract low"),
+        ("check_round_ste", lambda x: x.round().int(), "cut off from x"),
+    ],
+)
+def test_whole_numbers_of_an_int_type_are_told_what_is_wrong_with_them(name, answer, words, capsys):
+    verdict, said = grade(name, answer, capsys)
+    assert not verdict and words in said and "stopped with" not in said

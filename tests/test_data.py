@@ -654,3 +654,10 @@ if "mnist" in available_full_sets():
         }
         ours = as_bytes(mini.train) | as_bytes(mini.test)
         assert ours <= as_bytes(full.train) and not ours & as_bytes(full.test)
+
+
+@pytest.mark.parametrize("index", [2, -4, np.int64(2), torch.tensor(2)], ids=["int", "negative", "numpy", "tensor"])
+def test_a_single_number_of_any_kind_gives_a_split_of_one_image(index):
+    split = Split(torch.arange(24, dtype=torch.uint8).view(6, 1, 2, 2), torch.arange(6))
+    one = split[index]
+    assert one.labels.tolist() == [2] and torch.equal(one.images, split.images[2:3])

@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import venv
+from collections import OrderedDict
 from importlib import metadata
 from pathlib import Path
 
@@ -486,3 +487,41 @@ def test_an_unknown_storage_is_refused(tmp_path):
     with pytest.raises(ValueError, match="storage must be one of int8, packed, float32; got 'int4'"):
         save_onnx(build_model("lenet5"), tmp_path / "net.onnx", random_data(1, 28), "int4")
     assert not list(tmp_path.iterdir())
+
+
+class FirstAdds(nn.Module):
+    """A residual addition of the image itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.flat = nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Flatten()
+        self.linear = nn.Linear(256, 10)
+
+    def forward(self, x):
+        return self.linear(self.flat(self.relu(self.conv(x) + x)))
+
+
+def named(**layers):
+    return nn.Sequential(OrderedDict(layers))
+
+
+@pytest.mark.parametrize("storage", ["int8", "packed"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: named(flat=nn.Flatten(), zero=nn.Linear(256, 8), relu=nn.ReLU(), logits=nn.Linear(8, 10)),
+        lambda: named(flat=nn.Flatten(), logits=nn.Linear(256, 8), float_zero=nn.ReLU6(), top3=nn.Linear(8, 10)),
+        lambda: named(pool=nn.AvgPool2d(2, padding=(0, 0)), flat=nn.Flatten(), last=nn.Linear(64, 10)),
+        lambda: named(relu=nn.ReLU(), flat=nn.Flatten(), last=nn.Linear(256, 10)),
+        FirstAdds,
+    ],
+    ids=["names", "more names", "average", "relu", "addition"],
+)
+def test_layers_may_have_any_name_and_any_known_operation_may_be_the_first(make, storage, tmp_path):
+    torch.manual_seed(0)
+    model, data = quantize(make(), "w4a4").eval(), random_data()
+    images = data.test.images
+    path = save_onnx(model, tmp_path / "net.onnx", data, storage)
+    found = onnx_session(path, threads=1).run(["logits"], {"image": images.numpy()})[0]
+    expected = exact_logits(model, data, images)
+    assert abs(found - expected).max() < 0.02 * abs(expected).max()

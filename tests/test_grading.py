@@ -1,5 +1,6 @@
 """A teacher's table says of each exercise what became of it, whatever stands in the notebook."""
 
+import io
 import json
 import re
 import sys
@@ -188,3 +189,15 @@ def test_the_graders_keep_every_outcome():
     before = len(checks.OUTCOMES)
     checks.check_number_of_levels(lambda bits: 2**bits)
     assert checks.OUTCOMES[before:] == [checks.Outcome("number_of_levels", "done")]
+
+
+def test_a_character_that_the_console_lacks_does_not_lose_the_table(monkeypatch):
+    outcomes = [grading.Outcome("number_of_levels", "wrong", "it is → 4"), grading.Outcome("agreement", "done")]
+    monkeypatch.setattr(grading, "grade_notebook", lambda path: ("00", outcomes))
+    monkeypatch.setattr(sys, "argv", ["checks", "bücher.ipynb"])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    with pytest.raises(SystemExit):
+        grading.main()
+    sys.stdout.flush()
+    said = sys.stdout.buffer.getvalue().decode("cp1252")
+    assert "it is ? 4" in said and "1 of 2 done" in said and "bücher.ipynb" in said

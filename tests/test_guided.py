@@ -519,3 +519,32 @@ def test_whatever_saliency_guided_is_given_it_trains_or_says_what_is_wrong(optio
         assert len(str(error)) > 15
     else:
         assert loss.isfinite()
+
+
+class Deaf(nn.Module):
+    """A model that does not look at its images; with or without a parameter."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.bias = bias
+
+    def forward(self, x):
+        return self.bias.expand(len(x), 3)
+
+
+@pytest.mark.parametrize("bias", [nn.Parameter(torch.zeros(3)), torch.zeros(3)], ids=["parameter", "constant"])
+@pytest.mark.parametrize(
+    "objective",
+    [SaliencyGuided(), SaliencyGuided(saliency="logit"), SaliencyGuided.as_published()],
+    ids=["loss", "logit", "published"],
+)
+def test_a_model_whose_output_does_not_depend_on_the_images_is_told_so(objective, bias):
+    with pytest.raises(ValueError, match="the model's output does not depend on x"):
+        objective(Deaf(bias), torch.rand(2, 1, 6, 6), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("name", ["detach_clean", "freeze_statistics", "share_dropout", "eval_saliency"])
+@pytest.mark.parametrize("value", ["no", None, 1])
+def test_a_switch_that_is_neither_true_nor_false_is_refused(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be True or False"):
+        SaliencyGuided(**{name: value})

@@ -1,11 +1,13 @@
 """The look at the machine says in words what is missing and what to do."""
 
+import builtins
+import hashlib
 import importlib.metadata
 import sys
 
 import pytest
 
-from qsal_helpers import machine
+from qsal_helpers import data, machine
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +62,27 @@ def test_damaged_data_are_named(monkeypatch):
 
     monkeypatch.setattr(machine, "load_data", load_data)
     assert machine._data() == (True, "fashion-mnist is altered")
+
+
+def test_a_torchvision_whose_library_cannot_be_loaded_is_told_what_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def importing(name, *rest):
+        if name.startswith("torchvision"):
+            raise OSError("[WinError 127] a procedure of _C.pyd\nwas not found")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    fault, sentence = machine._torch()
+    assert fault and "install torch and torchvision together" in sentence and "\n" not in sentence
+
+
+def test_full_sets_are_named_without_being_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "load_data", lambda *_: pytest.fail("it was loaded"))
+    content = {"a": b"images", "b": b"labels"}
+    checksums = {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
+    monkeypatch.setitem(data._FULL_FILES, "mnist", checksums)
+    assert "none" in machine._full_data()[1]
+    for name, text in content.items():
+        (tmp_path / name).write_bytes(text)
+    assert machine._full_data() == (False, "mnist")

@@ -444,3 +444,16 @@ def test_the_deletion_curve_of_real_images_equals_quantus_with_black():
     theirs = flipping(model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy())
     ours = deletion_auc(model, x, maps, return_curve=True)
     torch.testing.assert_close(ours[:, 1:], torch.tensor(np.array(theirs)).float(), rtol=1e-3, atol=1e-4)
+
+
+def test_sensitivity_takes_a_single_image_and_a_last_batch_of_one():
+    model, x = build_model("lenet5"), torch.rand(65, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    for images in (x[:1], x):
+        values = sensitivity_max(model, images, samples=2)
+        assert values.shape == (len(images),) and bool((values.isfinite() & (values > 0)).all())
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0])
+def test_sensitivity_needs_a_batch_size_of_at_least_one(batch_size):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+        sensitivity_max(convolutional(), random(3, 1, 12, 12), batch_size=batch_size)

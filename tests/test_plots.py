@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qsal_helpers import plots
+from qsal_helpers.study import interval
 
 # ---------------------------------------------------------------- saliency maps and their measures
 
@@ -88,7 +89,8 @@ def test_curves_show_the_mean_and_the_95_percent_interval_of_the_mean():
     assert ax.lines[0].get_ydata() == pytest.approx([1, 3])
     band = ax.collections[0].get_paths()[0].vertices
     heights = [np.ptp(band[band[:, 0] == x, 1]) for x in (0, 1)]
-    assert heights == pytest.approx([2 * 1.96 * 1 / np.sqrt(2), 2 * 1.96 * np.sqrt(8 / 3) / np.sqrt(3)])
+    # Student's quantiles for 1 and 2 degrees of freedom; the samples' standard deviations are sqrt(2) and 2.
+    assert heights == pytest.approx([2 * 12.7062, 2 * 4.30265 * 2 / np.sqrt(3)], rel=1e-4)
 
 
 def test_a_spread_marks_the_median_and_leaves_nan_out():
@@ -136,7 +138,7 @@ def test_each_seed_is_a_point_with_its_95_percent_interval():
     bars = [container for container in figure.axes[0].containers]
     low, high = bars[0].lines[2][0].get_segments()[0][:, 1]
     assert len(bars) == 2
-    assert np.allclose([(low + high) / 2, high - low], [4, 2 * 1.96 * values.std() / 3])
+    assert np.allclose([(low + high) / 2, high - low], [4, 2 * 2.306 * values.std(ddof=1) / 3], rtol=1e-4)
 
 
 # ---------------------------------------------------------------- lesson 07
@@ -204,7 +206,7 @@ def test_effects_show_the_mean_its_interval_and_the_noise_floor():
     values = np.array([0.0, 0.1, 0.2, np.nan])
     ax = plots.plot_effects({"Gini": {"w2a2": values}}, {"Gini": 0.05}, "difference").axes[0]
     (bar,) = ax.containers
-    half = 1.96 * np.std([0.0, 0.1, 0.2]) / np.sqrt(3)
+    half = 4.3026527 * 0.1 / np.sqrt(3)
     (segment,) = bar.lines[2][0].get_segments()
     assert bar.lines[0].get_xdata() == pytest.approx(0.1)
     assert segment[:, 0] == pytest.approx([0.1 - half, 0.1 + half])
@@ -299,3 +301,17 @@ def test_the_number_of_a_bar_stands_clear_of_the_lines_at_the_widths_of_processo
     assert [text.get_text() for text in numbers] == ["15", "31", "7", "16"]
     boxes = [text.get_window_extent().transformed(ax.transData.inverted()) for text in numbers]
     assert not [box for box in boxes for width in (8, 16, 32) if box.y0 <= width <= box.y1]
+
+
+def test_every_interval_of_a_mean_is_students_with_nan_left_out():
+    values = np.array([0.1, 0.4, np.nan, 0.35, 0.9])
+    low, high = interval(values[np.isfinite(values)])
+    curves = plots.curves_with_intervals({"p": {"a": np.stack([values, values], 1)}}, [0, 1], "x", "y").axes[0]
+    band = curves.collections[0].get_paths()[0].vertices[:, 1]
+    assert [band.min(), band.max()] == pytest.approx([low, high])
+    for ax, axis in (
+        (plots.seeds_with_intervals({"p": {"a": {"plain": [values]}}}, "x", ["y"]).axes[0], 1),
+        (plots.plot_effects({"p": {"a": values}}, {"p": 0.05}, "x").axes[0], 0),
+    ):
+        (bar,) = ax.containers[0].lines[2]
+        assert bar.get_segments()[0][:, axis].tolist() == pytest.approx([low, high])

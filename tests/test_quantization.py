@@ -958,3 +958,49 @@ def test_the_gradient_of_pact_is_laid_out_like_its_input_whatever_the_layout_of_
     y = pact(x, 2.0, 4)
     (grad,) = torch.autograd.grad(y, x, torch.ones(2, 3, 4, 4))
     assert grad.stride() == x.stride()
+
+
+def test_a_penalty_on_the_input_gradient_goes_through_pact_as_through_one_written_with_autograd():
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(shape, generator=generator, dtype=float64) for shape in ((5, 3), (3, 8))]
+
+    def written(x, alpha, bits):
+        step = alpha.detach() / (2**bits - 1)
+        y = torch.where(x >= alpha, alpha, torch.where(x > 0, x, 0))
+        return y + ((y / step).round() * step - y).detach()
+
+    found = []
+    for function in (pact, written):
+        x, w, alpha = (v.clone().requires_grad_() for v in (*draws, torch.tensor(1.1, dtype=float64)))
+        loss = (function(x @ w, alpha, 3) ** 2).sum()
+        slopes = torch.autograd.grad(loss, [x, alpha], create_graph=True)
+        penalty = sum(slope.square().sum() for slope in slopes)
+        found.append(torch.autograd.grad(penalty, [x, w, alpha]))
+    assert all(bool(grad.any()) for grad in found[0])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_quantized_network_can_be_trained_with_a_penalty_on_its_input_gradient():
+    torch.manual_seed(0)
+    model = quantize(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), "w4a4")
+    x = torch.randn(4, 6, requires_grad=True)
+    (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in (model[0].weight, model[2].weight, model[1].alpha))
+
+
+def test_layers_that_stay_in_float_inside_a_module_of_torch_are_warned_of_by_name():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 2))
+    with pytest.warns(UserWarning, match=r"2\.linear1, 2\.linear2 of Sequential stay in float"):
+        quantized = quantize(model, "w4a4")
+    assert type(quantized[2].linear1) is nn.Linear and quantized[0].weight_bits == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize(model, "fp32")
+        quantize(build_model("lenet5"), "w4a4")
+
+
+@pytest.mark.parametrize("model", [None, "cnn", torch.zeros(3)], ids=["none", "text", "tensor"])
+def test_calibrate_asks_for_a_model(model):
+    with pytest.raises(TypeError, match="model must be an nn.Module"):
+        calibrate(model, torch.rand(2, 3))

@@ -475,3 +475,9 @@ def test_every_method_works_on_residual_networks_float_and_quantized(name):
             options = {"samples": 2} if method == "smooth_grad" else {}
             maps = saliency_map(m, x, method=method, **options | ({"steps": 2} if "integrated" in method else {}))
             assert maps.shape == (2, 16, 16) and maps.isfinite().all()
+
+
+def test_completeness_has_no_absolute_option():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 3))
+    with pytest.raises(TypeError, match="no option 'absolute'"):
+        completeness_error(model, images(), absolute=True)

@@ -330,3 +330,43 @@ def test_a_cluster_gives_the_same_records_although_one_of_its_workers_is_killed(
     assert [record["status"] for record in records] == ["done", "done"]
     here, _ = execute(runs[0])
     assert figures(records[0]) == figures(here)
+
+
+def test_a_run_that_differs_from_the_plans_in_anything_else_enters_no_cell_of_the_table():
+    others = [{"model": "lenet5"}, {"epochs": 9}, {"augment": True}, {"explained": 4}, {"size": 500}, {"first": 2}]
+    runs = [Run(seed=0), Run(seed=7, objective="guided"), *(Run(seed=1, **other) for other in others)]
+    runs.append(Run("cifar10", model="resnet20", augment=True, explained=200, epochs=10))
+    found = table(pd.DataFrame([dataclasses.asdict(run) | {"accuracy": 0.5} for run in runs]))
+    assert found["fp32"].to_dict() == {
+        ("fashion-mnist", "full", "plain"): "0.500 (1)",
+        ("fashion-mnist", "full", "guided"): "0.500 (1)",
+        ("cifar10", "full", "plain"): "0.500 (1)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("run --workers -1", "--workers must be at least 1"),
+        ("run --workers 0", "--workers must be at least 1"),
+        ("run --augment true", "choose from True, False"),
+        ("table --folder no/such/folder", "holds no record of a finished run"),
+    ],
+)
+def test_a_command_that_cannot_be_done_ends_with_a_sentence_and_trains_nothing(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(study, "run_all", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(SystemExit) as ended:
+        study.main(shlex.split(arguments))
+    assert words in f"{ended.value.code} {capsys.readouterr().err}" and ended.value.code not in (0, None)
+
+
+@pytest.mark.parametrize("workers", [-1, 0, 1.5])
+def test_runs_need_at_least_one_worker(workers, tmp_path):
+    with pytest.raises(ValueError, match="workers must be a whole number of at least 1"):
+        run_all([TINY], tmp_path, workers=workers)
+
+
+def test_an_objective_that_does_not_exist_is_told_all_that_do():
+    with pytest.raises(ValueError, match="one of plain, guided, published, published-frozen, published-magnitude; got"):
+        Run(objective="paper").build_objective()
+    assert Run(objective="plain", mask_ratio=7).build_objective() is cross_entropy  # it reads no ratio

@@ -1,6 +1,7 @@
 import copy
 import math
 import random
+import sys
 import warnings
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qsal_helpers import PACT, SaliencyGuided, build_model, evaluate, fit, load_data, quantize
+from qsal_helpers import PACT, SaliencyGuided, build_model, evaluate, fit, load_data, quantize, training
 from qsal_helpers.data import ImageData, Split
 from qsal_helpers.quantization import ALPHA_MIN
 from qsal_helpers.training import History, TrainingDiverged, cross_entropy
@@ -532,3 +533,75 @@ def test_an_objective_may_hold_a_teacher_network_of_its_own():
     before = copy.deepcopy(state(objective.teacher))
     assert run(net(), objective=objective).epochs == 2
     assert same(state(objective.teacher), before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 31},
+        {"lr": 0.05},
+        {"seed": 1},
+        {"weight_decay": 0.0},
+        {"validation": 0.11},
+        {"augment": True},
+        {"objective": SaliencyGuided(0.5)},
+        {"data": ImageData("other", toy_data().train, Poison(), ("a", "b", "c"), (0.3,), (0.3,))},
+        {"model": net("w4a4")},
+        {"model": quantize(net(), "w2a2", "dorefa")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_training_that_differs_in_anything_does_not_go_on_from_the_file_and_leaves_its_model_as_it_was(
+    change, tmp_path
+):
+    file = tmp_path / "progress"
+    run(net("w2a2"), resume=file)
+    model = change.get("model", net("w2a2", seed=1)).train()
+    before = state(model)
+    with pytest.raises(ValueError, match="it was made for .*, this training has .*; delete it to start anew"):
+        run(model, resume=file, **{name: value for name, value in change.items() if name != "model"})
+    assert same(state(model), before) and all(module.training for module in model.modules())
+
+
+def test_a_file_without_a_description_or_with_other_tensors_is_refused_and_leaves_the_model_as_it_was(tmp_path):
+    file = tmp_path / "progress"
+    run(net(), resume=file)
+    kept = torch.load(file, weights_only=True)
+    for name, value in (("made_for", None), ("model", kept["model"] | {"8.bias": torch.zeros(4)})):
+        torch.save({k: v for k, v in (kept | {name: value}).items() if v is not None}, file)
+        model = net(seed=1)
+        before = state(model)
+        with pytest.raises(ValueError, match="cannot be resumed from: .* .*; delete it to start anew"):
+            run(model, resume=file)
+        assert same(state(model), before) and model.training
+
+
+def test_an_interrupt_at_any_line_leaves_a_history_whose_epochs_are_whole():
+    def interrupt_at(line):
+        def trace(frame, event, argument):
+            nonlocal line
+            line -= event == "line"
+            if line == 0 and event == "line":
+                raise KeyboardInterrupt
+            return trace
+
+        return lambda frame, event, argument: trace if frame.f_code.co_filename == training.__file__ else None
+
+    data, line, interrupted = toy_data(20), 0, 0
+    while True:
+        line += 1
+        previous = sys.gettrace()
+        try:
+            sys.settrace(interrupt_at(line))
+            history = run(net("w4a4"), data, epochs=1, batch_size=18)
+        except KeyboardInterrupt:  # before the loop, or while the model is put back
+            continue
+        finally:
+            sys.settrace(previous)
+        lengths = {len(values) for values in (history.loss, history.validation_accuracy, history.seconds)}
+        lengths |= {len(values) for values in history.alphas.values()} or {history.epochs}
+        assert lengths == {history.epochs} and history.best_epoch == history.epochs
+        interrupted += history.interrupted
+        if not history.interrupted:
+            break
+    assert interrupted > 20
