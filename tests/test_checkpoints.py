@@ -18,9 +18,6 @@ from torch import nn
 from qsal_helpers import PACT, Precision, build_model, describe, evaluate, fit, load_data, quantize
 from qsal_helpers.checkpoints import CheckpointError, load_model, read_notes, save_model
 
-settings.register_profile("qsal", deadline=None, derandomize=True)
-settings.load_profile("qsal")
-
 
 @pytest.fixture
 def path(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qsal_helpers import data as data_module
@@ -22,8 +22,6 @@ DATASETS = Path(data_module.__file__).parent / "datasets"
 MINI = {"mnist": (4000, 1000), "fashion-mnist": (10000, 2000)}
 FULL = {"mnist": (60000, 10000), "fashion-mnist": (60000, 10000), "cifar10": (50000, 10000)}
 MINI_FILES = [f"{name}/{file}" for name, files in data_module._MINI_FILES.items() for file in files]
-
-steady = settings(deadline=None, derandomize=True)  # the same examples on every machine, however slow
 
 
 def numbered(number, channels=1, side=4, classes=10):
@@ -140,7 +138,6 @@ def test_make_chooses_stratified_images_from_a_folder_of_idx_files(tmp_path, mon
         assert np.bincount(their_labels).tolist() == [number // 10] * 10
 
 
-@steady
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 5))
 def test_stratified_order_is_a_permutation_whose_prefixes_have_the_shares_of_the_whole(counts, seed):
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -460,7 +457,6 @@ def test_normalise_refuses_what_is_no_batch_of_uint8_images(wrong):
 # --- batches ---
 
 
-@steady
 @given(
     number=st.integers(0, 40),
     size=st.integers(1, 50),
@@ -476,7 +472,6 @@ def test_every_image_comes_exactly_once_a_pass_and_only_the_last_batch_is_short(
     assert [len(y) for y in labels] == [size] * (number // size) + [number % size] * (number % size > 0)
 
 
-@steady
 @given(number=st.integers(1, 40), size=st.integers(1, 50), channels=st.sampled_from([1, 3]), shuffle=st.booleans())
 def test_every_image_comes_normalised_with_its_own_label(number, size, channels, shuffle):
     data = numbered(number, channels)

@@ -153,7 +153,7 @@ def test_integers_mean_what_the_fake_quantized_model_means(name, precision):
     assert logits.std() > 100
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     channels=st.integers(1, 3),
@@ -200,7 +200,7 @@ class Skip(nn.Module):
         return self.relu(self.norm(self.conv(x)) + x)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     width=st.integers(1, 6),

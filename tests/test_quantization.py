@@ -24,9 +24,6 @@ from qsal_helpers.quantization import (
     weight_scale,
 )
 
-settings.register_profile("qsal", deadline=None, derandomize=True)
-settings.load_profile("qsal")
-
 BITS = range(2, 9)
 float64 = torch.float64
 # What a careless caller may hand over instead of bits, numbers, tensors.

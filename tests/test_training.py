@@ -16,9 +16,6 @@ from qsal_helpers.data import ImageData, Split
 from qsal_helpers.quantization import ALPHA_MIN
 from qsal_helpers.training import History, TrainingDiverged, cross_entropy
 
-settings.register_profile("qsal", deadline=None, derandomize=True)
-settings.load_profile("qsal")
-
 
 def toy_data(n=200, seed=0, size=8):
     """Three classes of 8 x 8 images: which third of the rows is bright; and test images that are poison."""

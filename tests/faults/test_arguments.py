@@ -612,13 +612,7 @@ def test_whatever_a_function_is_given_it_answers_rightly_or_says_what_is_wrong(n
     call, right, check = FUNCTIONS[name]
     tried = []
 
-    @settings(
-        max_examples=CASES,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=CASES, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def sweep(drawn):
         arguments = arguments_of(drawn.draw, right)
