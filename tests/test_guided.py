@@ -12,9 +12,6 @@ from torch import nn
 from qsal_helpers import SaliencyGuided, fit, load_data, mask_least_salient, quantize
 from qsal_helpers.guided import FILLS, RANKINGS, least_salient
 
-settings.register_profile("qsal", deadline=None, derandomize=True)
-settings.load_profile("qsal")
-
 
 def images(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
@@ -473,17 +470,17 @@ anything = st.one_of(
 )
 tensors = st.sampled_from(
     [
-        torch.rand(2, 3, 4, 4),
-        torch.rand(2, 1, 4, 4),
-        torch.rand(0, 3, 4, 4),
-        torch.rand(1, 3, 1, 1),
-        torch.rand(2, 3, 0, 4),
+        images(2, 3, 4, 4, dtype=torch.float32),
+        images(2, 1, 4, 4, dtype=torch.float32),
+        images(0, 3, 4, 4, dtype=torch.float32),
+        images(1, 3, 1, 1, dtype=torch.float32),
+        images(2, 3, 0, 4, dtype=torch.float32),
         torch.full((2, 3, 4, 4), math.nan),
         torch.full((2, 3, 4, 4), math.inf),
         torch.ones(2, 3, 4, 4, dtype=torch.uint8),
-        torch.rand(2, 3, 4, 4, dtype=torch.float64),
-        torch.rand(4, 4, 3, 2).permute(3, 2, 0, 1),
-        torch.rand(4, 4),
+        images(2, 3, 4, 4),
+        images(4, 4, 3, 2, dtype=torch.float32).permute(3, 2, 0, 1),
+        images(4, 4, dtype=torch.float32),
     ]
 )
 
