@@ -73,6 +73,15 @@ def test_the_same_seed_gives_the_same_numbers_to_the_bit_and_another_seed_others
     assert results[0][0] != results[2][0] and not same(results[0][1], results[2][1])
 
 
+def test_fit_seeds_dropout_and_fills_whatever_the_random_state_is():
+    results = []
+    for before in (1, 2):
+        model = net("w2a2", dropout=0.2)
+        torch.manual_seed(before)
+        results.append((numbers(run(model, objective=SaliencyGuided(0.5))), state(model)))
+    assert results[0][0] == results[1][0] and same(results[0][1], results[1][1])
+
+
 def test_the_users_random_numbers_are_left_alone():
     model = net(dropout=0.5)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -94,6 +103,67 @@ def test_an_objective_with_a_schedule_starts_anew_in_every_fit_and_stays_as_it_w
     first, second = (numbers(run(net(), objective=objective)) for _ in range(2))
     assert first == second
     assert objective == SaliencyGuided(0.5, ramp_steps=4) and objective.terms == {} and objective._calls == 0
+
+
+# ---------------------------------------------------------------- the steps
+
+
+class OneWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+
+    def forward(self, x):
+        return self.weight * x.double().mean((1, 2, 3))[:, None]
+
+
+def test_a_step_is_nesterov_momentum_with_decay_under_a_warm_up_and_a_cosine():
+    model, found = OneWeight(), []
+    run(
+        model,
+        toy_data(200),
+        objective=lambda m, x, y: 0.5 * m.weight.square().sum(),
+        epochs=20,
+        batch_size=20,
+        lr=0.01,
+        weight_decay=0.1,
+        validation=0,
+        callback=lambda progress: found.append(progress.model.weight.item()),
+        callback_every=1,
+    )
+    weight, momentum, expected = 2.0, 0.0, []
+    for step in range(1, 201):
+        rate = 0.01 * (step / 10 if step <= 10 else 0.5 * (1 + math.cos(math.pi * (step - 10) / 190)))
+        gradient = weight + 0.1 * weight
+        momentum = 0.9 * momentum + gradient
+        weight -= rate * (gradient + 0.9 * momentum)
+        expected.append(weight)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images():
+    sizes = []
+
+    def objective(model, x, y):
+        sizes.append(len(y))
+        return (model(x) * 0).sum() + len(y)
+
+    history = run(net(), toy_data(80), objective=objective, validation=0, epochs=1)
+    assert sizes == [32, 32, 16] and history.loss == pytest.approx([(32 * 32 + 32 * 32 + 16 * 16) / 80])
+
+
+def test_augment_reaches_the_batches_that_the_objective_sees():
+    data, darkest = toy_data(64), {False: set(), True: set()}
+    images = torch.full((64, 1, 8, 8), 255, dtype=torch.uint8)
+    white = ImageData("white", Split(images, data.train.labels), data.test, data.class_names, (0.0,), (1.0,))
+    for augment, seen in darkest.items():
+
+        def objective(model, x, y, seen=seen):
+            seen.add(x.min().item())
+            return cross_entropy(model, x, y)
+
+        run(net(), white, augment=augment, objective=objective)
+    assert darkest == {False: {1.0}, True: {0.0}}  # a crop that is moved shows the black border
 
 
 # ---------------------------------------------------------------- validation and the best epoch
