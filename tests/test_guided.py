@@ -283,6 +283,14 @@ def test_the_random_numbers_go_on_after_a_call_so_two_calls_differ():
     assert SaliencyGuided(0.5)(model, x, y).item() == losses[0]
 
 
+def test_without_dropout_two_calls_draw_two_fills():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double()
+    (x, y), seen, objective = batch(), [], SaliencyGuided(1.0)
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    objective(model, x, y), objective(model, x, y)
+    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[1], seen[3])
+
+
 def test_frozen_layers_keep_their_mode_also_where_saliency_is_taken_in_evaluation_mode():
     model, (x, y) = lively(), batch()
     model.bn.eval()

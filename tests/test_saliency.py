@@ -269,6 +269,12 @@ def test_completeness_improves_with_steps_on_a_float_network_and_not_on_a_quanti
     assert completeness_error(quadratic, images(), 1, steps=2).max() < 1e-5
 
 
+def test_completeness_error_keeps_each_image_with_its_own_target_whatever_the_batch_size():
+    model, x, target = Linear(images(5)), images(67), torch.arange(67) ** 2 % 7 % 5
+    for batch_size in (64, 10):
+        assert completeness_error(model, x, target, steps=2, batch_size=batch_size).max() < 1e-3
+
+
 def test_completeness_error_is_the_relative_gap_for_any_target():
     model, x = network("w4a4").eval(), images()
     target = torch.tensor([0, 3, 1])
