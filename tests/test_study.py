@@ -19,9 +19,13 @@ import psutil
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
-from qsal_helpers import study
+from qsal_helpers import metrics, study
+from qsal_helpers.checkpoints import save_model
+from qsal_helpers.data import ImageData, Split
 from qsal_helpers.guided import SaliencyGuided
+from qsal_helpers.saliency import saliency_map
 from qsal_helpers.study import (
     RecordError,
     Run,
@@ -177,11 +181,38 @@ def test_a_damaged_or_edited_record_is_refused_by_name(done, tmp_path, spoil):
         read_record(tmp_path, good)
 
 
+def test_measure_tells_deletion_from_insertion_and_the_methods_and_fills_apart():
+    """On white images the blur changes nothing, and a map with few large pixels beats the random one with black."""
+    images = torch.full((30, 1, 12, 12), 255, dtype=torch.uint8)
+    images[:, :, 11, 11] = 0  # the baseline of integrated gradients is the darkest value there is
+    split = Split(images, torch.arange(30) % 2)
+    data = ImageData("white", split, split, ("a", "b"), (0.25,), (0.5,))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 2, bias=False)).eval()
+    weight = model[1].weight.data
+    weight.zero_()
+    weight[0, :14], weight[0, 14] = torch.linspace(0.2, 0.4, 14), -0.1
+    measured = study.measure(model, data, 30)
+    found = {name: value["mean"] for name, value in measured["metrics"].items() if value["images"]}
+    assert measured["confidence"] == pytest.approx((1.5 * weight[0].sum()).sigmoid().item(), abs=1e-5)
+    assert found["gradient: infidelity, normalized"] < 1e-4 and found["gradient: sensitivity"] < 1e-4
+    for method in ("gradient", "input_x_gradient", "integrated_gradients"):
+        assert found[f"{method}: gini"] > 0.85 and found[f"{method}: entropy"] < 3
+        assert found[f"{method}: deletion, black"] < found["random: deletion, black"] - 0.2
+        assert found[f"{method}: insertion, black"] > found["random: insertion, black"] + 0.2
+        for curve in ("deletion", "insertion"):
+            assert found[f"{method}: {curve}, blur"] == pytest.approx(measured["confidence"], abs=1e-4)
+    assert found["random: gini"] < 0.4 and found["random: entropy"] > 4
+    x = data.normalise(images)
+    curve = metrics.deletion_auc(model, x, saliency_map(model, x, 0, "random"), 0, fill=-0.5)  # black, normalised
+    assert found["random: deletion, black"] == pytest.approx(curve.mean().item(), abs=1e-4)
+
+
 def test_a_summary_leaves_out_what_is_not_a_number_and_says_how_many_images_are_left():
     values = torch.cat([torch.arange(101.0), torch.tensor([float("nan"), float("inf")])])
     found = summary(values)
     assert found["images"] == 101 and found["mean"] == found["median"] == 50
-    assert (found["q05"], found["q95"]) == (5, 95)
+    assert (found["q05"], found["q25"], found["q75"], found["q95"]) == (5, 25, 75, 95)
+    assert found["sd"] == pytest.approx(np.arange(101).std(), abs=1e-5)
     assert summary(torch.tensor([float("nan")])) == {"images": 0}
 
 
@@ -243,6 +274,23 @@ def test_maps_agree_fully_with_those_of_an_equal_network(done, tmp_path):
     found = agreement([good, twin, LONGER], tmp_path, progress=False)
     assert [(row.id, row.reference) for row in found.itertuples()] == [(twin.id, good.id), (good.id, twin.id)]
     assert np.allclose(found[["rank correlation", "top-k overlap", "ssim"]], 1, atol=1e-4)
+
+
+def test_the_agreement_of_two_networks_is_that_of_the_metrics_on_the_maps_of_one_class(tmp_path, digits):
+    runs = [dataclasses.replace(TINY, explained=6, seed=seed) for seed in (0, 1)]
+    x, models = digits.normalise(digits.test.images[:6]), []
+    for run in runs:
+        save_model(run.build(digits), tmp_path / f"{run.id}.safetensors")
+        models.append(study.load_model(tmp_path / f"{run.id}.safetensors"))
+    first, second = models
+    target = second(x).argmax(1)
+    assert not torch.equal(target, first(x).argmax(1))
+    maps = [saliency_map(model, x, target) for model in (second, first)]
+    row = agreement(runs, tmp_path, progress=False).set_index("reference").loc[runs[1].id]
+    assert row["id"] == runs[0].id
+    assert row["rank correlation"] == pytest.approx(metrics.rank_correlation(*maps).mean().item(), abs=1e-5)
+    assert row["top-k overlap"] == pytest.approx(metrics.top_k_overlap(*maps).mean().item(), abs=1e-5)
+    assert row["ssim"] == pytest.approx(metrics.ssim(*maps).mean().item(), abs=1e-5)
 
 
 # ---------------------------------------------------------------- what survives
