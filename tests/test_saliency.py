@@ -231,6 +231,18 @@ def test_guided_backprop_treats_a_relu_that_is_used_twice_like_two(precision):
     assert not torch.allclose(maps[0], saliency_map(shared, x, 0), rtol=0.1)
 
 
+def test_guided_backprop_stops_negative_gradients_at_a_relu6_and_where_it_clips():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 20), nn.ReLU6(), nn.Linear(20, 3))
+    model[1].weight.data.mul_(10)
+    x = images()
+    hidden = model[1](x.flatten(1))
+    assert (hidden < 0).any() and (hidden > 6).any() and (model[3].weight[0] < 0).any()
+    gradient = (model[3].weight[0].relu() * (hidden > 0) * (hidden < 6)) @ model[1].weight
+    found = saliency_map(model, x, 0, "guided_backprop")
+    torch.testing.assert_close(found, reduced(gradient.view_as(x)), rtol=1e-4, atol=1e-5)
+
+
 def test_guided_backprop_refuses_relus_it_cannot_reach_and_models_without_any():
     class Functional(nn.Module):
         def __init__(self):
