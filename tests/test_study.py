@@ -45,6 +45,7 @@ from qsal_helpers.training import cross_entropy
 
 TINY = Run("mnist", size=500, model="lenet5", epochs=1, explained=4)
 LONGER = dataclasses.replace(TINY, precision="w2a2", objective="guided", epochs=6, ramp_steps=10)
+LONG = dataclasses.replace(LONGER, epochs=25)  # long enough to be killed on the way
 
 
 @pytest.fixture(scope="module")
@@ -304,20 +305,21 @@ def command(folder, run, *more):
 
 
 def test_a_run_killed_between_epochs_goes_on_to_the_record_of_an_undisturbed_one(tmp_path):
-    [expected] = run_all([LONGER], tmp_path / "undisturbed", workers=study._cores(), progress=False)
+    [expected] = run_all([LONG], tmp_path / "undisturbed", workers=study._cores(), progress=False)
     folder = tmp_path / "killed"
-    process = subprocess.Popen(command(folder, LONGER), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    unfinished = folder / f"{LONGER.id}.unfinished"
+    process = subprocess.Popen(command(folder, LONG), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    unfinished = folder / f"{LONG.id}.unfinished"
     while not unfinished.exists() and process.poll() is None:
         time.sleep(0.01)
+    assert process.poll() is None, "the run was over before it could be killed"
     workers = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert workers and not alive, "the run went on without the command that had started it"
-    assert not (folder / f"{LONGER.id}.json").exists(), "the run was over before it could be killed"
-    assert 0 < torch.load(unfinished, weights_only=True)["history"]["best_epoch"] < LONGER.epochs
-    [record] = run_all([LONGER], folder, workers=study._cores(), progress=False)
+    assert not (folder / f"{LONG.id}.json").exists(), "the run was over before it could be killed"
+    assert 0 < len(torch.load(unfinished, weights_only=True)["history"]["loss"]) < LONG.epochs
+    [record] = run_all([LONG], folder, workers=study._cores(), progress=False)
     assert figures(record) == figures(expected)
 
 
@@ -351,7 +353,7 @@ def test_a_cluster_gives_the_same_records_although_one_of_its_workers_is_killed(
     started = [subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *options], **quiet)]
     worker = [*dask, "worker", "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", *options]
     started += [subprocess.Popen(worker, **quiet) for _ in range(2)]
-    runs = [LONGER, dataclasses.replace(LONGER, seed=1)]
+    runs, at_work = [LONG, dataclasses.replace(LONG, seed=1)], []
     try:
         while not address.exists():
             time.sleep(0.05)
@@ -362,14 +364,16 @@ def test_a_cluster_gives_the_same_records_although_one_of_its_workers_is_killed(
             def kill_one():
                 while not any(client.processing().values()):
                     time.sleep(0.05)
-                victim = next(pid for pid, worker in pid_of.items() if client.processing()[worker])
+                victim, worker = next(pair for pair in pid_of.items() if client.processing()[pair[1]])
                 time.sleep(1)
+                at_work.extend(client.processing()[worker])
                 os.kill(victim, signal.SIGKILL)
 
             killer = threading.Thread(target=kill_one)
             killer.start()
             records = run_all(runs, tmp_path / "records", client=client, progress=False)
             killer.join()
+            assert at_work, "the worker had nothing to do any more when it was killed"
             assert len(client.scheduler_info()["workers"]) == 1
     finally:
         for process in reversed(started):
