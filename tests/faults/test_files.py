@@ -13,7 +13,7 @@ import sys
 import onnx
 import pytest
 import torch
-from killing import KINDS, Checkpoint, few_images
+from killing import KINDS, Checkpoint, Training, few_images
 from torch import nn
 
 from qsal_helpers import data as data_module
@@ -82,6 +82,31 @@ def test_a_disk_that_is_full_at_any_byte_keeps_the_old_file_and_leaves_no_other(
             kind.write("new")
         assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
         assert kind.read() == "old" and list(tmp_path.iterdir()) == [kind.path]
+    kind.write("new")
+    assert kind.read() == "new" and list(tmp_path.iterdir()) == [kind.path]
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])
+def test_a_training_whose_disk_is_full_keeps_its_old_file_and_goes_on_to_the_numbers_of_an_undisturbed_one(
+    share, tmp_path
+):
+    kind = Training(tmp_path)
+    kind.train(kind.path)
+    no_room = NoRoom(int(share * kind.path.stat().st_size))
+    kind.path.unlink()
+
+    def fill_the_disk(progress):
+        if progress.epoch == 3:
+            no_room.__enter__()
+
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            kind.train(kind.path, callback=fill_the_disk, callback_every=5)
+    finally:
+        no_room.__exit__()
+    assert list(tmp_path.iterdir()) == [kind.path]
+    assert len(torch.load(kind.path, weights_only=True)["history"]["loss"]) == 2
+    assert kind.train(kind.path) == kind.undisturbed
 
 
 def write_mini_as_full(root):
