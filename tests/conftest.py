@@ -11,6 +11,9 @@ os.environ["QSAL_SCALE"] = "smoke"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
+# These fork, limit the size of files and send themselves signals, none of which Windows knows.
+collect_ignore = [] if os.name == "posix" else ["faults/test_files.py", "faults/test_interrupts.py"]
+
 # The same examples on every machine, however slow, whichever files are collected.
 settings.register_profile("qsal", deadline=None, derandomize=True)
 settings.load_profile("qsal")
