@@ -12,6 +12,8 @@ from torch import nn
 from qsal_helpers import SaliencyGuided, fit, load_data, mask_least_salient, quantize
 from qsal_helpers.guided import FILLS, RANKINGS, least_salient
 
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
 
 def images(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
@@ -174,13 +176,16 @@ def test_one_image_and_an_empty_batch_are_fine():
 def straightforward(model, objective, x, y, detach):
     """CE + weight * KL in two plain passes, given the same random numbers; returns the loss and x~."""
     leaf = x.clone().requires_grad_()
-    start = torch.get_rng_state()
+    state, put_back = torch.get_rng_state, torch.set_rng_state
+    if x.is_cuda:
+        state, put_back = torch.cuda.get_rng_state, torch.cuda.set_rng_state
+    start = state()
     logits = model(leaf)
     cross_entropy = F.cross_entropy(logits, y)
     (saliency,) = torch.autograd.grad(-cross_entropy, leaf, retain_graph=True)
     masked = mask_least_salient(x, saliency, objective.mask_ratio, objective.rank_by, objective.fill)
     statistics = copy.deepcopy([b.clone() for b in model.buffers()])
-    torch.set_rng_state(start)
+    put_back(start)
     masked_logits = model(masked)
     for buffer, value in zip(model.buffers(), statistics, strict=True):
         buffer.data.copy_(value)
@@ -192,14 +197,15 @@ def straightforward(model, objective, x, y, detach):
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("fill", ["uniform", "black"])
 @pytest.mark.parametrize("rank_by", RANKINGS)
-def test_loss_and_all_gradients_equal_the_two_branch_formula(quantized, detach, fill, rank_by):
-    model, (x, y) = lively(quantized), batch()
+@pytest.mark.parametrize("device", DEVICES)
+def test_loss_and_all_gradients_equal_the_two_branch_formula(quantized, detach, fill, rank_by, device):
+    model, (x, y) = lively(quantized).to(device), (tensor.to(device) for tensor in batch())
     objective = SaliencyGuided(0.4, weight=0.7, fill=fill, rank_by=rank_by, detach_clean=detach)
     torch.manual_seed(5)
     expected, cross_entropy, divergence = straightforward(model, objective, x, y, detach)
     expected_gradients = gradients(model, expected)
     expected_buffers = [b.clone() for b in model.buffers()]
-    fresh = lively(quantized)
+    fresh = lively(quantized).to(device)
     torch.manual_seed(5)
     loss = objective(fresh, x, y)
     torch.testing.assert_close(loss, expected)

@@ -25,6 +25,7 @@ from qsal_helpers.quantization import (
 )
 
 BITS = range(2, 9)
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 float64 = torch.float64
 # What a careless caller may hand over instead of bits, numbers, tensors.
 wrong_bits = st.sampled_from([0, 1, 9, 16, 31, 33, -2, "4", True, None, 2.0, float("nan"), [4], (4,)])
@@ -213,14 +214,16 @@ def test_pact_equals_the_papers_equations(bits, alpha):
 @pytest.mark.parametrize("bits", [*BITS, 32])
 @pytest.mark.parametrize("alpha", [0.01, 1.0, 2.7, 10.0])
 @pytest.mark.parametrize("dtype", [float64, torch.float32])
-def test_pact_has_the_papers_gradients_at_and_around_zero_and_alpha(bits, alpha, dtype):
-    bound = torch.tensor(alpha, dtype=dtype, requires_grad=True)
+@pytest.mark.parametrize("device", DEVICES)
+def test_pact_has_the_papers_gradients_at_and_around_zero_and_alpha(bits, alpha, dtype, device):
+    options = {"dtype": dtype, "device": device}
+    bound = torch.tensor(alpha, **options, requires_grad=True)
     value = bound.item()
-    end = torch.tensor([-math.inf, math.inf], dtype=dtype)
-    points = torch.tensor([0.0, value], dtype=dtype)
+    end = torch.tensor([-math.inf, math.inf], **options)
+    points = torch.tensor([0.0, value], **options)
     x = torch.cat([torch.nextafter(points, end[0]), points, torch.nextafter(points, end[1])])
-    x = torch.cat([x, torch.tensor([-5.0, value / 2, 50.0, -0.0], dtype=dtype)]).requires_grad_()
-    weights = torch.arange(1, len(x) + 1, dtype=dtype)
+    x = torch.cat([x, torch.tensor([-5.0, value / 2, 50.0, -0.0], **options)]).requires_grad_()
+    weights = torch.arange(1, len(x) + 1, **options)
     pact(x, bound, bits).backward(weights)
     assert torch.equal(x.grad, torch.where((x > 0) & (x < bound), weights, 0))
     assert bound.grad == torch.where(x >= bound, weights, 0).sum()

@@ -16,6 +16,8 @@ from qsal_helpers.data import ImageData, Split
 from qsal_helpers.quantization import ALPHA_MIN
 from qsal_helpers.training import History, TrainingDiverged, cross_entropy
 
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
 
 def toy_data(n=200, seed=0, size=8):
     """Three classes of 8 x 8 images: which third of the rows is bright; and test images that are poison."""
@@ -292,20 +294,22 @@ def test_gradients_that_an_interrupt_left_switched_off_are_on_again_after_traini
 
 
 @pytest.mark.parametrize("objective", [cross_entropy, SaliencyGuided(0.5, ramp_steps=20)], ids=["plain", "ramp"])
-def test_a_resumed_training_ends_with_the_numbers_of_an_undisturbed_one(objective, tmp_path):
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_resumed_training_ends_with_the_numbers_of_an_undisturbed_one(objective, device, tmp_path):
     whole, parts = net("w4a4", dropout=0.2), net("w4a4", dropout=0.2)
-    expected = run(whole, epochs=4, objective=objective)
+    options = {"epochs": 4, "objective": objective, "device": device}
+    expected = run(whole, **options)
     file = tmp_path / "progress"
 
     def interrupt(progress):
         if progress.epoch == 3:
             raise KeyboardInterrupt
 
-    run(parts, epochs=4, objective=objective, resume=file, callback=interrupt, callback_every=1)
+    run(parts, **options, resume=file, callback=interrupt, callback_every=1)
     fresh = net("w4a4", dropout=0.2, seed=5)
-    history = run(fresh, epochs=4, objective=objective, resume=file)
+    history = run(fresh, **options, resume=file)
     assert numbers(history) == numbers(expected) and same(state(fresh), state(whole))
-    again = run(fresh, epochs=4, objective=objective, resume=file)
+    again = run(fresh, **options, resume=file)
     assert numbers(again) == numbers(expected) and same(state(fresh), state(whole))
 
 
