@@ -117,10 +117,13 @@ def test_insertion_is_deletion_of_the_reversed_map_read_backwards(channels, prec
     model, x, maps = convolutional(channels, precision), random(3, channels, 12, 12), random(3, 12, 12, seed=1)
     inserted = insertion_auc(model, x, maps, steps=12, fill=fill, return_curve=True)
     deleted = deletion_auc(model, x, -maps, steps=12, fill=fill, return_curve=True)
-    torch.testing.assert_close(inserted, deleted.flip(1), rtol=0.05, atol=0.01)
+    # A rounding error can carry an activation of a quantized network over a border.
+    near = {"rtol": 1e-4, "atol": 1e-4} if precision == "fp32" else {"rtol": 0.05, "atol": 0.01}
+    torch.testing.assert_close(inserted, deleted.flip(1), **near)
     whole = model(x).softmax(1).amax(1)
-    torch.testing.assert_close(inserted[:, -1], whole, rtol=0.02, atol=1e-3)
-    torch.testing.assert_close(deleted[:, 0], whole, rtol=0.02, atol=1e-3)
+    near = near if precision == "fp32" else {"rtol": 0.02, "atol": 1e-3}
+    torch.testing.assert_close(inserted[:, -1], whole, **near)
+    torch.testing.assert_close(deleted[:, 0], whole, **near)
 
 
 def test_black_is_the_smallest_value_of_each_channel_and_blur_keeps_a_flat_image():
@@ -304,23 +307,14 @@ def test_ssim_of_equal_constant_and_rescaled_maps():
 # --- sanity and steadiness ---
 
 
-def test_the_gradient_forgets_random_weights_and_an_edge_detector_does_not():
-    class EdgesFirst(nn.Module):
-        """Multiplies the image's own magnitude into everything, so that input x gradient looks like the image."""
-
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
-
-        def forward(self, x):
-            return self.body(x)
-
+def test_the_gradient_forgets_random_weights_and_in_input_x_gradient_the_image_shines_through():
     torch.manual_seed(0)
-    model, x = EdgesFirst(), random(30, 1, 12, 12).abs() ** 4
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = random(30, 1, 12, 12).abs() ** 4
     gradient = randomisation_check(model, x, absolute=False)
     product = randomisation_check(model, x, method="input_x_gradient")
     assert gradient.shape == (30,) and abs(gradient.mean()) < 0.1
-    assert product.mean() > 0.3  # the image shines through, whatever the weights
+    assert product.mean() > 0.3
 
 
 def test_the_cascade_goes_from_the_output_down_and_ends_with_all_layers_random():

@@ -322,7 +322,7 @@ def same(before, after):
 
 
 class Failing(nn.Module):
-    """Passes tensors on, and fails at the second backward pass through it."""
+    """Passes tensors on, and fails when it is called for the third time."""
 
     def __init__(self):
         super().__init__()
