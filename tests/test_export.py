@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import subprocess
 import venv
@@ -154,7 +155,7 @@ def test_integers_mean_what_the_fake_quantized_model_means(name, precision):
     assert logits.std() > 100
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 1000),
     channels=st.integers(1, 3),
@@ -201,7 +202,7 @@ class Skip(nn.Module):
         return self.relu(self.norm(self.conv(x)) + x)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     width=st.integers(1, 6),
@@ -342,6 +343,43 @@ def test_what_cannot_be_expressed_is_named_and_refused(layers, said):
         to_integer(quantize(nn.Sequential(*layers), "w4a4"), random_data(1, 16))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 2, 3, padding=1, groups=2),
+        nn.Conv2d(2, 2, 3, padding=2, dilation=2),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 2, 3, padding="same"),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.MaxPool2d(2, dilation=2),
+        nn.AvgPool2d(2, padding=1),
+        nn.AvgPool2d(3, 2, ceil_mode=True),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(2),
+        nn.BatchNorm2d(2, track_running_stats=False),
+    ],
+    ids=str,
+)
+def test_a_layer_that_no_file_can_express_is_refused_by_name(layer):
+    with pytest.raises(ValueError, match="1 cannot be (exported|folded)"):
+        fold(nn.Sequential(nn.Conv2d(1, 2, 3), layer), random_data(1, 12))
+
+
+def test_a_batch_norm_whose_layer_is_read_elsewhere_too_is_refused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.norm(x) + x
+
+    with pytest.raises(ValueError, match="norm cannot be folded"):
+        fold(Twice(), random_data(1, 12))
+
+
 def test_a_float_model_has_no_integers_and_wrong_images_are_refused():
     data = random_data(1, 28)
     with pytest.raises(ValueError, match="conv1 cannot be turned into integers: its weights are not quantized"):
@@ -389,17 +427,67 @@ def test_weights_are_stored_in_their_own_bits(vgg_files):
     assert proto.opset_import[0].version == 25
 
 
-def test_sixty_four_images_take_longer_than_one_in_every_session(vgg_files):
-    sessions = {name: onnx_session(path, threads=1) for name, path in vgg_files.items()}
-    one, many = (latencies(sessions, batch, runs=3) for batch in (1, 64))
-    assert set(one) == set(many) == set(vgg_files)
-    assert all(0 < one[name] < many[name] for name in vgg_files)
+def test_weights_of_3_bits_are_stored_as_int4(tmp_path):
+    path = save_onnx(quantize(build_model("lenet5"), "w3a3"), tmp_path / "net.onnx", random_data(1, 28), "packed")
+    types = {t.name: onnx.TensorProto.DataType.Name(t.data_type) for t in onnx.load(path).graph.initializer}
+    assert types["conv2.weight.integers"] == types["fc1.weight.integers"] == "INT4"
+
+
+@pytest.mark.parametrize("relu", [nn.ReLU, nn.ReLU6])
+@pytest.mark.parametrize("precision", ["fp32", "w4a32", "w3a3"])
+def test_a_float32_file_gives_the_logits_of_torch(precision, relu, tmp_path):
+    data = random_data(1, 12)
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), relu(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(100, 8), relu()]
+    model = nn.Sequential(*layers, nn.Linear(8, 3))
+    model[0].weight.data.mul_(20)  # so that some activations are above 6
+    model = stirred(quantize(model, precision))
+    with torch.no_grad():
+        expected = model(data.normalise(data.test.images)).numpy()
+    found = run_onnx(model, data, data.test.images, tmp_path / "net.onnx", "float32")
+    assert abs(found - expected).max() < 1e-4 * abs(expected).max()
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+@pytest.mark.parametrize("storage", ["int8", "packed"])
+def test_a_session_has_the_options_that_keep_its_results_right(storage, vnni, tmp_path, monkeypatch):
+    path = save_onnx(quantize(build_model("lenet5"), "w4a4"), tmp_path / "net.onnx", random_data(1, 28), storage)
+    monkeypatch.setattr("qsal_helpers.onnx_files._has_vnni", lambda: vnni)
+    options, keys = onnx_session(path, threads=3).get_session_options(), []
+    for key in ("session.x64quantprecision", "session.disable_quant_qdq"):
+        with contextlib.suppress(RuntimeError):  # it has no such entry
+            keys += [key] * (options.get_session_config_entry(key) == "1")
+    slower = [] if vnni else ["session.x64quantprecision"]
+    assert keys == (slower if storage == "int8" else ["session.disable_quant_qdq"])
+    assert options.intra_op_num_threads == 3
+
+
+def test_latencies_are_medians_in_milliseconds_of_calls_that_take_turns_without_the_first_two(monkeypatch):
+    clock, calls = [0.0], []
+
+    class Session:
+        def __init__(self, name, seconds):
+            self.name, self.seconds = name, iter(seconds)
+
+        def run(self, outputs, inputs):
+            calls.append((self.name, inputs["image"].shape, inputs["image"].dtype.name))
+            clock[0] += next(self.seconds)
+
+    monkeypatch.setattr("qsal_helpers.onnx_files.time.perf_counter", lambda: clock[0])
+    sessions = {"a": Session("a", [9, 9, 1, 5, 2]), "b": Session("b", [9, 9, 4, 3, 8])}
+    assert latencies(sessions, batch=6, shape=(3, 4, 5), runs=3) == {"a": 2000, "b": 4000}
+    assert calls == [("a", (6, 3, 4, 5), "uint8"), ("b", (6, 3, 4, 5), "uint8")] * 5
 
 
 def test_the_peak_memory_holds_at_least_the_file_and_is_unknown_without_proc(vgg_files):
     path = vgg_files["fp32"]
     peak, known = peak_memory(path), Path("/proc/self/status").exists()
     assert path.stat().st_size / 2**20 < peak < 500 if known else np.isnan(peak)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_the_peak_memory_of_a_tiny_network_is_below_that_of_onnxruntime_itself(tmp_path):
+    path = save_onnx(nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), tmp_path / "a.onnx", random_data(1, 12), "float32")
+    assert 0 < peak_memory(path) < 20
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.9999])
@@ -410,19 +498,12 @@ def test_a_truncated_file_is_refused_with_a_sentence(vgg_files, tmp_path, keep):
         onnx_session(tmp_path / "cut.onnx")
 
 
-def test_a_file_of_someone_else_or_with_weights_elsewhere_is_refused(vgg_files, tmp_path):
-    proto = onnx.load(vgg_files["fp32"])
-    other = copy.deepcopy(proto)
+def test_a_file_of_someone_else_is_refused(vgg_files, tmp_path):
+    other = onnx.load(vgg_files["fp32"])
     other.producer_name = "pytorch"
     onnx.save(other, tmp_path / "other.onnx")
     with pytest.raises(ValueError, match="was not written by save_onnx"):
         onnx_session(tmp_path / "other.onnx")
-    tensor = proto.graph.initializer[0]
-    onnx.external_data_helper.set_external_data(tensor, "secret.bin")
-    tensor.ClearField("raw_data")
-    (tmp_path / "outside.onnx").write_bytes(proto.SerializeToString())
-    with pytest.raises(ValueError, match="keeps weights in other files"):
-        onnx_session(tmp_path / "outside.onnx")
 
 
 def test_a_channel_without_weight_keeps_its_bias(tmp_path):

@@ -127,14 +127,20 @@ def test_code_that_holds_the_whole_process_up_is_ended_with_its_children(tmp_pat
     child = (
         f"import time, pathlib\nwhile True: pathlib.Path({str(sign)!r}).write_text(str(time.time())); time.sleep(0.05)"
     )
-    code = f"import subprocess, sys, re\nsubprocess.Popen([sys.executable, '-c', {child!r}])\n"
+    code = f"import pathlib, re, subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\n"
     # A search that takes ages inside one call of C, which no thread can interrupt.
-    code += "def my_pact(*_): return re.match('(a+)+b', 'a' * 60)"
+    code += f"""
+def my_pact(*_):
+    while not pathlib.Path({str(sign)!r}).exists():
+        time.sleep(0.01)
+    return re.match('(a+)+b', 'a' * 60)
+"""
     (outcome,) = grading.judge_apart([("my_pact", code)])
     assert outcome.state == "error" and "come to an end" in outcome.message
-    before = sign.read_text() if sign.exists() else ""
+    assert sign.exists(), "the child did not start, so nothing is known about its end"
+    before = sign.read_text()
     time.sleep(0.5)
-    assert (sign.read_text() if sign.exists() else "") == before
+    assert sign.read_text() == before
 
 
 def test_a_helper_and_a_constant_of_another_cell_are_found(tmp_path):

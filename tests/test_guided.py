@@ -12,8 +12,7 @@ from torch import nn
 from qsal_helpers import SaliencyGuided, fit, load_data, mask_least_salient, quantize
 from qsal_helpers.guided import FILLS, RANKINGS, least_salient
 
-settings.register_profile("qsal", deadline=None, derandomize=True)
-settings.load_profile("qsal")
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 
 def images(*shape, seed=0, dtype=torch.float64):
@@ -177,13 +176,16 @@ def test_one_image_and_an_empty_batch_are_fine():
 def straightforward(model, objective, x, y, detach):
     """CE + weight * KL in two plain passes, given the same random numbers; returns the loss and x~."""
     leaf = x.clone().requires_grad_()
-    start = torch.get_rng_state()
+    state, put_back = torch.get_rng_state, torch.set_rng_state
+    if x.is_cuda:
+        state, put_back = torch.cuda.get_rng_state, torch.cuda.set_rng_state
+    start = state()
     logits = model(leaf)
     cross_entropy = F.cross_entropy(logits, y)
     (saliency,) = torch.autograd.grad(-cross_entropy, leaf, retain_graph=True)
     masked = mask_least_salient(x, saliency, objective.mask_ratio, objective.rank_by, objective.fill)
     statistics = copy.deepcopy([b.clone() for b in model.buffers()])
-    torch.set_rng_state(start)
+    put_back(start)
     masked_logits = model(masked)
     for buffer, value in zip(model.buffers(), statistics, strict=True):
         buffer.data.copy_(value)
@@ -195,14 +197,15 @@ def straightforward(model, objective, x, y, detach):
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("fill", ["uniform", "black"])
 @pytest.mark.parametrize("rank_by", RANKINGS)
-def test_loss_and_all_gradients_equal_the_two_branch_formula(quantized, detach, fill, rank_by):
-    model, (x, y) = lively(quantized), batch()
+@pytest.mark.parametrize("device", DEVICES)
+def test_loss_and_all_gradients_equal_the_two_branch_formula(quantized, detach, fill, rank_by, device):
+    model, (x, y) = lively(quantized).to(device), (tensor.to(device) for tensor in batch())
     objective = SaliencyGuided(0.4, weight=0.7, fill=fill, rank_by=rank_by, detach_clean=detach)
     torch.manual_seed(5)
     expected, cross_entropy, divergence = straightforward(model, objective, x, y, detach)
     expected_gradients = gradients(model, expected)
     expected_buffers = [b.clone() for b in model.buffers()]
-    fresh = lively(quantized)
+    fresh = lively(quantized).to(device)
     torch.manual_seed(5)
     loss = objective(fresh, x, y)
     torch.testing.assert_close(loss, expected)
@@ -284,6 +287,14 @@ def test_the_random_numbers_go_on_after_a_call_so_two_calls_differ():
     model = lively()
     torch.manual_seed(0)
     assert SaliencyGuided(0.5)(model, x, y).item() == losses[0]
+
+
+def test_without_dropout_two_calls_draw_two_fills():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double()
+    (x, y), seen, objective = batch(), [], SaliencyGuided(1.0)
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    objective(model, x, y), objective(model, x, y)
+    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[1], seen[3])
 
 
 def test_frozen_layers_keep_their_mode_also_where_saliency_is_taken_in_evaluation_mode():
@@ -473,17 +484,17 @@ anything = st.one_of(
 )
 tensors = st.sampled_from(
     [
-        torch.rand(2, 3, 4, 4),
-        torch.rand(2, 1, 4, 4),
-        torch.rand(0, 3, 4, 4),
-        torch.rand(1, 3, 1, 1),
-        torch.rand(2, 3, 0, 4),
+        images(2, 3, 4, 4, dtype=torch.float32),
+        images(2, 1, 4, 4, dtype=torch.float32),
+        images(0, 3, 4, 4, dtype=torch.float32),
+        images(1, 3, 1, 1, dtype=torch.float32),
+        images(2, 3, 0, 4, dtype=torch.float32),
         torch.full((2, 3, 4, 4), math.nan),
         torch.full((2, 3, 4, 4), math.inf),
         torch.ones(2, 3, 4, 4, dtype=torch.uint8),
-        torch.rand(2, 3, 4, 4, dtype=torch.float64),
-        torch.rand(4, 4, 3, 2).permute(3, 2, 0, 1),
-        torch.rand(4, 4),
+        images(2, 3, 4, 4),
+        images(4, 4, 3, 2, dtype=torch.float32).permute(3, 2, 0, 1),
+        images(4, 4, dtype=torch.float32),
     ]
 )
 

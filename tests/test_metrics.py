@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 import warnings
@@ -116,10 +117,13 @@ def test_insertion_is_deletion_of_the_reversed_map_read_backwards(channels, prec
     model, x, maps = convolutional(channels, precision), random(3, channels, 12, 12), random(3, 12, 12, seed=1)
     inserted = insertion_auc(model, x, maps, steps=12, fill=fill, return_curve=True)
     deleted = deletion_auc(model, x, -maps, steps=12, fill=fill, return_curve=True)
-    torch.testing.assert_close(inserted, deleted.flip(1), rtol=0.05, atol=0.01)
+    # A rounding error can carry an activation of a quantized network over a border.
+    near = {"rtol": 1e-4, "atol": 1e-4} if precision == "fp32" else {"rtol": 0.05, "atol": 0.01}
+    torch.testing.assert_close(inserted, deleted.flip(1), **near)
     whole = model(x).softmax(1).amax(1)
-    torch.testing.assert_close(inserted[:, -1], whole, rtol=0.02, atol=1e-3)
-    torch.testing.assert_close(deleted[:, 0], whole, rtol=0.02, atol=1e-3)
+    near = near if precision == "fp32" else {"rtol": 0.02, "atol": 1e-3}
+    torch.testing.assert_close(inserted[:, -1], whole, **near)
+    torch.testing.assert_close(deleted[:, 0], whole, **near)
 
 
 def test_black_is_the_smallest_value_of_each_channel_and_blur_keeps_a_flat_image():
@@ -131,6 +135,14 @@ def test_black_is_the_smallest_value_of_each_channel_and_blur_keeps_a_flat_image
     flat = torch.full((1, 3, 4, 4), 0.02)
     blurred = deletion_auc(TwoClasses(weight), flat, random(1, 4, 4), target=0, fill="blur", return_curve=True)
     torch.testing.assert_close(blurred, torch.full_like(blurred, 1 / (1 + math.exp(-0.96))))
+
+
+def test_blur_is_the_mean_of_the_7_x_7_pixels_around_each_pixel():
+    weight = torch.zeros(1, 9, 9)
+    weight[0, 4, 4] = 1
+    x = random(2, 1, 9, 9)
+    curve = deletion_auc(TwoClasses(weight), x, random(2, 9, 9), target=0, fill="blur", steps=3, return_curve=True)
+    torch.testing.assert_close(curve[:, -1], x[:, 0, 1:8, 1:8].mean((1, 2)).sigmoid())
 
 
 def test_steps_that_change_nothing_cost_no_forward_pass_and_the_batch_size_bounds_the_others():
@@ -295,23 +307,14 @@ def test_ssim_of_equal_constant_and_rescaled_maps():
 # --- sanity and steadiness ---
 
 
-def test_the_gradient_forgets_random_weights_and_an_edge_detector_does_not():
-    class EdgesFirst(nn.Module):
-        """Multiplies the image's own magnitude into everything, so that input x gradient looks like the image."""
-
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
-
-        def forward(self, x):
-            return self.body(x)
-
+def test_the_gradient_forgets_random_weights_and_in_input_x_gradient_the_image_shines_through():
     torch.manual_seed(0)
-    model, x = EdgesFirst(), random(30, 1, 12, 12).abs() ** 4
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = random(30, 1, 12, 12).abs() ** 4
     gradient = randomisation_check(model, x, absolute=False)
     product = randomisation_check(model, x, method="input_x_gradient")
     assert gradient.shape == (30,) and abs(gradient.mean()) < 0.1
-    assert product.mean() > 0.3  # the image shines through, whatever the weights
+    assert product.mean() > 0.3
 
 
 def test_the_cascade_goes_from_the_output_down_and_ends_with_all_layers_random():
@@ -327,6 +330,23 @@ def test_the_cascade_goes_from_the_output_down_and_ends_with_all_layers_random()
     assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(ValueError, match="no layer"):
         randomisation_check(TwoClasses(torch.ones(1, 12, 12)), x)
+
+
+def test_randomisation_resets_batch_norm_with_the_layer_before_it(monkeypatch):
+    model, x, maps = convolutional(), random(6, 1, 12, 12), []
+
+    def explain(*arguments, **options):
+        maps.append(saliency_map(*arguments, **options))
+        return maps[-1]
+
+    monkeypatch.setattr("qsal_helpers.metrics.saliency_map", explain)
+    other = copy.deepcopy(model)
+    other[1].running_mean.copy_(random(6))
+    other[1].weight.data.neg_()
+    for network in (model, other):
+        randomisation_check(network, x, target=1, seed=3, return_curve=True)
+    (trained, *_, random_1), (other_trained, *_, random_2) = maps[:4], maps[4:]
+    assert torch.equal(random_1, random_2) and not torch.allclose(trained, other_trained)
 
 
 def test_sensitivity_is_zero_for_a_constant_map_and_known_for_a_quadratic_model():
@@ -354,6 +374,29 @@ def test_infidelity_is_zero_for_the_true_map_of_a_linear_model_and_known_for_an_
     empty = infidelity(model, x, torch.zeros(3, 4, 4), 0, noise=0.5, samples=4000, batch_size=12000)
     expected = 0.25 * weight.sum(0).square().sum().expand(3)
     torch.testing.assert_close(empty, expected, rtol=0.1, atol=0)
+
+
+class LinearAndSquare(nn.Module):
+    """Class 0 is linear in the image, so its gradient is constant; class 1 is the square of it."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return torch.stack([(weight * x**n).sum((1, 2, 3)) for n, weight in enumerate(self.weight, 1)], 1)
+
+
+@pytest.mark.parametrize("batch_size", [{}, {"batch_size": 10}], ids=["default", "10"])
+def test_infidelity_and_sensitivity_keep_each_image_with_its_own_target_whatever_the_batch_size(batch_size):
+    number = 133  # above every default, and no last batch of one
+    model, x = LinearAndSquare(random(2, 1, 4, 4)), random(number, 1, 4, 4, seed=1)
+    target = torch.arange(number) ** 2 % 3 % 2
+    maps = saliency_map(model, x, target, absolute=False)
+    linear = target == 0
+    found = infidelity(model, x, maps, target, **batch_size)
+    assert torch.equal(found < 1e-8, linear)
+    assert torch.equal(sensitivity_max(model, x, target, **batch_size) < 1e-6, linear)
 
 
 # --- what all of them share ---

@@ -24,10 +24,8 @@ from qsal_helpers.quantization import (
     weight_scale,
 )
 
-settings.register_profile("qsal", deadline=None, derandomize=True)
-settings.load_profile("qsal")
-
 BITS = range(2, 9)
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 float64 = torch.float64
 # What a careless caller may hand over instead of bits, numbers, tensors.
 wrong_bits = st.sampled_from([0, 1, 9, 16, 31, 33, -2, "4", True, None, 2.0, float("nan"), [4], (4,)])
@@ -216,14 +214,16 @@ def test_pact_equals_the_papers_equations(bits, alpha):
 @pytest.mark.parametrize("bits", [*BITS, 32])
 @pytest.mark.parametrize("alpha", [0.01, 1.0, 2.7, 10.0])
 @pytest.mark.parametrize("dtype", [float64, torch.float32])
-def test_pact_has_the_papers_gradients_at_and_around_zero_and_alpha(bits, alpha, dtype):
-    bound = torch.tensor(alpha, dtype=dtype, requires_grad=True)
+@pytest.mark.parametrize("device", DEVICES)
+def test_pact_has_the_papers_gradients_at_and_around_zero_and_alpha(bits, alpha, dtype, device):
+    options = {"dtype": dtype, "device": device}
+    bound = torch.tensor(alpha, **options, requires_grad=True)
     value = bound.item()
-    end = torch.tensor([-math.inf, math.inf], dtype=dtype)
-    points = torch.tensor([0.0, value], dtype=dtype)
+    end = torch.tensor([-math.inf, math.inf], **options)
+    points = torch.tensor([0.0, value], **options)
     x = torch.cat([torch.nextafter(points, end[0]), points, torch.nextafter(points, end[1])])
-    x = torch.cat([x, torch.tensor([-5.0, value / 2, 50.0, -0.0], dtype=dtype)]).requires_grad_()
-    weights = torch.arange(1, len(x) + 1, dtype=dtype)
+    x = torch.cat([x, torch.tensor([-5.0, value / 2, 50.0, -0.0], **options)]).requires_grad_()
+    weights = torch.arange(1, len(x) + 1, **options)
     pact(x, bound, bits).backward(weights)
     assert torch.equal(x.grad, torch.where((x > 0) & (x < bound), weights, 0))
     assert bound.grad == torch.where(x >= bound, weights, 0).sum()
@@ -490,6 +490,11 @@ def test_mixed_precision_reads_what_it_writes(first, second):
     assert str(precision) == text and precision.weights == precision.activations == (first, second)
 
 
+def test_a_precision_is_shown_with_its_ends_and_its_own_layers_where_they_are_not_the_usual_ones():
+    assert str(Precision(4, 2, first=6)) == "w4a2 ends 6/8"
+    assert str(Precision((4, 2), (4, 2), first=3, last=5, layers={"a": (2, 2)})) == "mixed-4/2 ends 3/5 + 1 own"
+
+
 @given(st.one_of(anything, st.sampled_from(["w4", "a4", "W4A4", "w4a4 ", "w4a4\n", "w1a4", "w9a9", "w٤a٤", "int8"])))
 def test_a_wrong_precision_text_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match=r"'w4a2'|bits must be"):
@@ -532,6 +537,7 @@ def test_resolve_gives_the_first_half_and_the_ends_their_own_bits():
     own = Precision(4, 4, layers={"a": (2, 8), "c": (3, 2)}).resolve(names)
     assert own["a"] == (2, 8) and own["c"] == (3, 2) and own["b"] == (4, 4)
     assert Precision.parse("w4a4").resolve(["only"]) == {"only": (8, 8)}
+    assert Precision(4, 4, first=6, last=5).resolve(["only"]) == {"only": (6, 8)}
     with pytest.raises(ValueError, match=r"does not have: \['z'\]"):
         Precision(4, 4, layers={"z": (2, 2)}).resolve(names)
 
@@ -622,6 +628,11 @@ def test_an_own_network_is_converted_in_its_order_of_execution_with_one_alpha_fo
     assert model.first.padding_mode == "reflect"
     assert sum(n.endswith("alpha") for n, _ in model.named_parameters()) == 1
     assert model(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_a_relu6_becomes_a_pact_as_a_relu_does():
+    model = quantize(nn.Sequential(nn.Linear(4, 4), nn.ReLU6(), nn.Linear(4, 2)), "w4a3")
+    assert isinstance(model[1], PACT) and model[1].bits == 8  # those of the last layer, which reads it
 
 
 def test_a_relu_that_a_network_holds_under_many_names_becomes_one_pact_everywhere():
@@ -838,6 +849,11 @@ def test_describe_counts_lenet5_as_one_does_by_hand():
     assert [r["bit_operations"] for r in rows] == [
         m * w * a for m, w, a in zip(macs, [8, 4, 4, 4, 8], [8, 2, 2, 2, 8], strict=True)
     ]
+
+
+def test_packed_bytes_are_rounded_up():
+    model = quantize(nn.Sequential(*(nn.Linear(n, m, bias=False) for n, m in ((2, 3), (3, 1), (1, 2)))), "w3a3")
+    assert [row["packed_bytes"] for row in describe(model, (2,))] == [6, 2, 2]  # 3 weights of 3 bits are 9 bits
 
 
 def test_describe_of_a_float_network_has_32_bits_and_leaves_the_network_alone():

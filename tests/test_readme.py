@@ -29,9 +29,3 @@ def test_the_readme_s_three_lines_quantize_and_train_torchvision_s_resnet18(monk
     assert not any(isinstance(m, torch.nn.ReLU) for m in names["model"].modules())
     assert names["history"].epochs == 1
     assert names["objective"].mask_ratio == 0.5
-
-
-def test_every_file_that_the_readme_links_to_exists():
-    links = re.findall(r"\]\((?!http)([^)#]+)", README.read_text(encoding="utf8"))
-    assert links
-    assert [link for link in links if not (README.parent / link).exists()] == []

@@ -231,6 +231,18 @@ def test_guided_backprop_treats_a_relu_that_is_used_twice_like_two(precision):
     assert not torch.allclose(maps[0], saliency_map(shared, x, 0), rtol=0.1)
 
 
+def test_guided_backprop_stops_negative_gradients_at_a_relu6_and_where_it_clips():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 20), nn.ReLU6(), nn.Linear(20, 3))
+    model[1].weight.data.mul_(10)
+    x = images()
+    hidden = model[1](x.flatten(1))
+    assert (hidden < 0).any() and (hidden > 6).any() and (model[3].weight[0] < 0).any()
+    gradient = (model[3].weight[0].relu() * (hidden > 0) * (hidden < 6)) @ model[1].weight
+    found = saliency_map(model, x, 0, "guided_backprop")
+    torch.testing.assert_close(found, reduced(gradient.view_as(x)), rtol=1e-4, atol=1e-5)
+
+
 def test_guided_backprop_refuses_relus_it_cannot_reach_and_models_without_any():
     class Functional(nn.Module):
         def __init__(self):
@@ -269,6 +281,12 @@ def test_completeness_improves_with_steps_on_a_float_network_and_not_on_a_quanti
     assert completeness_error(quadratic, images(), 1, steps=2).max() < 1e-5
 
 
+def test_completeness_error_keeps_each_image_with_its_own_target_whatever_the_batch_size():
+    model, x, target = Linear(images(5)), images(67), torch.arange(67) ** 2 % 7 % 5
+    for batch_size in (64, 10):
+        assert completeness_error(model, x, target, steps=2, batch_size=batch_size).max() < 1e-3
+
+
 def test_completeness_error_is_the_relative_gap_for_any_target():
     model, x = network("w4a4").eval(), images()
     target = torch.tensor([0, 3, 1])
@@ -304,7 +322,7 @@ def same(before, after):
 
 
 class Failing(nn.Module):
-    """Passes tensors on, and fails at the second backward pass through it."""
+    """Passes tensors on, and fails when it is called for the third time."""
 
     def __init__(self):
         super().__init__()

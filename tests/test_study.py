@@ -19,9 +19,13 @@ import psutil
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
-from qsal_helpers import study
+from qsal_helpers import metrics, study
+from qsal_helpers.checkpoints import save_model
+from qsal_helpers.data import ImageData, Split
 from qsal_helpers.guided import SaliencyGuided
+from qsal_helpers.saliency import saliency_map
 from qsal_helpers.study import (
     RecordError,
     Run,
@@ -41,6 +45,7 @@ from qsal_helpers.training import cross_entropy
 
 TINY = Run("mnist", size=500, model="lenet5", epochs=1, explained=4)
 LONGER = dataclasses.replace(TINY, precision="w2a2", objective="guided", epochs=6, ramp_steps=10)
+LONG = dataclasses.replace(LONGER, epochs=25)  # long enough to be killed on the way
 
 
 @pytest.fixture(scope="module")
@@ -177,11 +182,38 @@ def test_a_damaged_or_edited_record_is_refused_by_name(done, tmp_path, spoil):
         read_record(tmp_path, good)
 
 
+def test_measure_tells_deletion_from_insertion_and_the_methods_and_fills_apart():
+    """On white images the blur changes nothing, and a map with few large pixels beats the random one with black."""
+    images = torch.full((30, 1, 12, 12), 255, dtype=torch.uint8)
+    images[:, :, 11, 11] = 0  # the baseline of integrated gradients is the darkest value there is
+    split = Split(images, torch.arange(30) % 2)
+    data = ImageData("white", split, split, ("a", "b"), (0.25,), (0.5,))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 2, bias=False)).eval()
+    weight = model[1].weight.data
+    weight.zero_()
+    weight[0, :14], weight[0, 14] = torch.linspace(0.2, 0.4, 14), -0.1
+    measured = study.measure(model, data, 30)
+    found = {name: value["mean"] for name, value in measured["metrics"].items() if value["images"]}
+    assert measured["confidence"] == pytest.approx((1.5 * weight[0].sum()).sigmoid().item(), abs=1e-5)
+    assert found["gradient: infidelity, normalized"] < 1e-4 and found["gradient: sensitivity"] < 1e-4
+    for method in ("gradient", "input_x_gradient", "integrated_gradients"):
+        assert found[f"{method}: gini"] > 0.85 and found[f"{method}: entropy"] < 3
+        assert found[f"{method}: deletion, black"] < found["random: deletion, black"] - 0.2
+        assert found[f"{method}: insertion, black"] > found["random: insertion, black"] + 0.2
+        for curve in ("deletion", "insertion"):
+            assert found[f"{method}: {curve}, blur"] == pytest.approx(measured["confidence"], abs=1e-4)
+    assert found["random: gini"] < 0.4 and found["random: entropy"] > 4
+    x = data.normalise(images)
+    curve = metrics.deletion_auc(model, x, saliency_map(model, x, 0, "random"), 0, fill=-0.5)  # black, normalised
+    assert found["random: deletion, black"] == pytest.approx(curve.mean().item(), abs=1e-4)
+
+
 def test_a_summary_leaves_out_what_is_not_a_number_and_says_how_many_images_are_left():
     values = torch.cat([torch.arange(101.0), torch.tensor([float("nan"), float("inf")])])
     found = summary(values)
     assert found["images"] == 101 and found["mean"] == found["median"] == 50
-    assert (found["q05"], found["q95"]) == (5, 95)
+    assert (found["q05"], found["q25"], found["q75"], found["q95"]) == (5, 25, 75, 95)
+    assert found["sd"] == pytest.approx(np.arange(101).std(), abs=1e-5)
     assert summary(torch.tensor([float("nan")])) == {"images": 0}
 
 
@@ -245,6 +277,23 @@ def test_maps_agree_fully_with_those_of_an_equal_network(done, tmp_path):
     assert np.allclose(found[["rank correlation", "top-k overlap", "ssim"]], 1, atol=1e-4)
 
 
+def test_the_agreement_of_two_networks_is_that_of_the_metrics_on_the_maps_of_one_class(tmp_path, digits):
+    runs = [dataclasses.replace(TINY, explained=6, seed=seed) for seed in (0, 1)]
+    x, models = digits.normalise(digits.test.images[:6]), []
+    for run in runs:
+        save_model(run.build(digits), tmp_path / f"{run.id}.safetensors")
+        models.append(study.load_model(tmp_path / f"{run.id}.safetensors"))
+    first, second = models
+    target = second(x).argmax(1)
+    assert not torch.equal(target, first(x).argmax(1))
+    maps = [saliency_map(model, x, target) for model in (second, first)]
+    row = agreement(runs, tmp_path, progress=False).set_index("reference").loc[runs[1].id]
+    assert row["id"] == runs[0].id
+    assert row["rank correlation"] == pytest.approx(metrics.rank_correlation(*maps).mean().item(), abs=1e-5)
+    assert row["top-k overlap"] == pytest.approx(metrics.top_k_overlap(*maps).mean().item(), abs=1e-5)
+    assert row["ssim"] == pytest.approx(metrics.ssim(*maps).mean().item(), abs=1e-5)
+
+
 # ---------------------------------------------------------------- what survives
 
 
@@ -256,20 +305,21 @@ def command(folder, run, *more):
 
 
 def test_a_run_killed_between_epochs_goes_on_to_the_record_of_an_undisturbed_one(tmp_path):
-    [expected] = run_all([LONGER], tmp_path / "undisturbed", workers=study._cores(), progress=False)
+    [expected] = run_all([LONG], tmp_path / "undisturbed", workers=study._cores(), progress=False)
     folder = tmp_path / "killed"
-    process = subprocess.Popen(command(folder, LONGER), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    unfinished = folder / f"{LONGER.id}.unfinished"
+    process = subprocess.Popen(command(folder, LONG), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    unfinished = folder / f"{LONG.id}.unfinished"
     while not unfinished.exists() and process.poll() is None:
         time.sleep(0.01)
+    assert process.poll() is None, "the run was over before it could be killed"
     workers = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert workers and not alive, "the run went on without the command that had started it"
-    assert not (folder / f"{LONGER.id}.json").exists(), "the run was over before it could be killed"
-    assert 0 < torch.load(unfinished, weights_only=True)["history"]["best_epoch"] < LONGER.epochs
-    [record] = run_all([LONGER], folder, workers=study._cores(), progress=False)
+    assert not (folder / f"{LONG.id}.json").exists(), "the run was over before it could be killed"
+    assert 0 < len(torch.load(unfinished, weights_only=True)["history"]["loss"]) < LONG.epochs
+    [record] = run_all([LONG], folder, workers=study._cores(), progress=False)
     assert figures(record) == figures(expected)
 
 
@@ -303,7 +353,7 @@ def test_a_cluster_gives_the_same_records_although_one_of_its_workers_is_killed(
     started = [subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *options], **quiet)]
     worker = [*dask, "worker", "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", *options]
     started += [subprocess.Popen(worker, **quiet) for _ in range(2)]
-    runs = [LONGER, dataclasses.replace(LONGER, seed=1)]
+    runs, at_work = [LONG, dataclasses.replace(LONG, seed=1)], []
     try:
         while not address.exists():
             time.sleep(0.05)
@@ -314,14 +364,16 @@ def test_a_cluster_gives_the_same_records_although_one_of_its_workers_is_killed(
             def kill_one():
                 while not any(client.processing().values()):
                     time.sleep(0.05)
-                victim = next(pid for pid, worker in pid_of.items() if client.processing()[worker])
+                victim, worker = next(pair for pair in pid_of.items() if client.processing()[pair[1]])
                 time.sleep(1)
+                at_work.extend(client.processing()[worker])
                 os.kill(victim, signal.SIGKILL)
 
             killer = threading.Thread(target=kill_one)
             killer.start()
             records = run_all(runs, tmp_path / "records", client=client, progress=False)
             killer.join()
+            assert at_work, "the worker had nothing to do any more when it was killed"
             assert len(client.scheduler_info()["workers"]) == 1
     finally:
         for process in reversed(started):

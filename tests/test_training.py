@@ -17,8 +17,7 @@ from qsal_helpers.data import ImageData, Split
 from qsal_helpers.quantization import ALPHA_MIN
 from qsal_helpers.training import History, TrainingDiverged, cross_entropy
 
-settings.register_profile("qsal", deadline=None, derandomize=True)
-settings.load_profile("qsal")
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 
 def toy_data(n=200, seed=0, size=8):
@@ -71,11 +70,19 @@ def numbers(history):
 def test_the_same_seed_gives_the_same_numbers_to_the_bit_and_another_seed_others(objective, precision):
     results = []
     for seed in (3, 3, 4):
-        torch.manual_seed(torch.seed() % 1000)  # whatever the user's own random state is
         model = net(precision, dropout=0.2)
         results.append((numbers(run(model, objective=objective, seed=seed, augment=True)), state(model)))
     assert results[0][0] == results[1][0] and same(results[0][1], results[1][1])
     assert results[0][0] != results[2][0] and not same(results[0][1], results[2][1])
+
+
+def test_fit_seeds_dropout_and_fills_whatever_the_random_state_is():
+    results = []
+    for before in (1, 2):
+        model = net("w2a2", dropout=0.2)
+        torch.manual_seed(before)
+        results.append((numbers(run(model, objective=SaliencyGuided(0.5))), state(model)))
+    assert results[0][0] == results[1][0] and same(results[0][1], results[1][1])
 
 
 def test_the_users_random_numbers_are_left_alone():
@@ -99,6 +106,67 @@ def test_an_objective_with_a_schedule_starts_anew_in_every_fit_and_stays_as_it_w
     first, second = (numbers(run(net(), objective=objective)) for _ in range(2))
     assert first == second
     assert objective == SaliencyGuided(0.5, ramp_steps=4) and objective.terms == {} and objective._calls == 0
+
+
+# ---------------------------------------------------------------- the steps
+
+
+class OneWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+
+    def forward(self, x):
+        return self.weight * x.double().mean((1, 2, 3))[:, None]
+
+
+def test_a_step_is_nesterov_momentum_with_decay_under_a_warm_up_and_a_cosine():
+    model, found = OneWeight(), []
+    run(
+        model,
+        toy_data(200),
+        objective=lambda m, x, y: 0.5 * m.weight.square().sum(),
+        epochs=20,
+        batch_size=20,
+        lr=0.01,
+        weight_decay=0.1,
+        validation=0,
+        callback=lambda progress: found.append(progress.model.weight.item()),
+        callback_every=1,
+    )
+    weight, momentum, expected = 2.0, 0.0, []
+    for step in range(1, 201):
+        rate = 0.01 * (step / 10 if step <= 10 else 0.5 * (1 + math.cos(math.pi * (step - 10) / 190)))
+        gradient = weight + 0.1 * weight
+        momentum = 0.9 * momentum + gradient
+        weight -= rate * (gradient + 0.9 * momentum)
+        expected.append(weight)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images():
+    sizes = []
+
+    def objective(model, x, y):
+        sizes.append(len(y))
+        return (model(x) * 0).sum() + len(y)
+
+    history = run(net(), toy_data(80), objective=objective, validation=0, epochs=1)
+    assert sizes == [32, 32, 16] and history.loss == pytest.approx([(32 * 32 + 32 * 32 + 16 * 16) / 80])
+
+
+def test_augment_reaches_the_batches_that_the_objective_sees():
+    data, darkest = toy_data(64), {False: set(), True: set()}
+    images = torch.full((64, 1, 8, 8), 255, dtype=torch.uint8)
+    white = ImageData("white", Split(images, data.train.labels), data.test, data.class_names, (0.0,), (1.0,))
+    for augment, seen in darkest.items():
+
+        def objective(model, x, y, seen=seen):
+            seen.add(x.min().item())
+            return cross_entropy(model, x, y)
+
+        run(net(), white, augment=augment, objective=objective)
+    assert darkest == {False: {1.0}, True: {0.0}}  # a crop that is moved shows the black border
 
 
 # ---------------------------------------------------------------- validation and the best epoch
@@ -227,20 +295,22 @@ def test_gradients_that_an_interrupt_left_switched_off_are_on_again_after_traini
 
 
 @pytest.mark.parametrize("objective", [cross_entropy, SaliencyGuided(0.5, ramp_steps=20)], ids=["plain", "ramp"])
-def test_a_resumed_training_ends_with_the_numbers_of_an_undisturbed_one(objective, tmp_path):
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_resumed_training_ends_with_the_numbers_of_an_undisturbed_one(objective, device, tmp_path):
     whole, parts = net("w4a4", dropout=0.2), net("w4a4", dropout=0.2)
-    expected = run(whole, epochs=4, objective=objective)
+    options = {"epochs": 4, "objective": objective, "device": device}
+    expected = run(whole, **options)
     file = tmp_path / "progress"
 
     def interrupt(progress):
         if progress.epoch == 3:
             raise KeyboardInterrupt
 
-    run(parts, epochs=4, objective=objective, resume=file, callback=interrupt, callback_every=1)
+    run(parts, **options, resume=file, callback=interrupt, callback_every=1)
     fresh = net("w4a4", dropout=0.2, seed=5)
-    history = run(fresh, epochs=4, objective=objective, resume=file)
+    history = run(fresh, **options, resume=file)
     assert numbers(history) == numbers(expected) and same(state(fresh), state(whole))
-    again = run(fresh, epochs=4, objective=objective, resume=file)
+    again = run(fresh, **options, resume=file)
     assert numbers(again) == numbers(expected) and same(state(fresh), state(whole))
 
 

@@ -3,8 +3,9 @@
 python tests/faults/confined.py COMMAND ...
 
 The network is taken away by a namespace of its own, with nothing but a loopback device. Where the system refuses that,
-a sentence on stderr says so, and Python programs are kept from connecting to anything but this machine.
-Root ignores the modes of files; the command runs without that privilege, as it would for everybody else.
+or has no such thing, a sentence on stderr says so, and Python programs are kept from connecting to anything but this
+machine. Root ignores the modes of files; on Linux the command runs without that privilege, as it would for everybody
+else.
 """
 
 import ctypes
@@ -32,13 +33,15 @@ socket.socket.connect = connect
 
 def leave_the_network() -> None:
     """Move this process into a network of its own, or at least keep its Python programs from others."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(NEW_NETWORK | (0 if os.geteuid() == 0 else NEW_USER)) == 0:
-        with socket.socket() as any_socket:
-            request = struct.pack("16sH14x", b"lo", UP_AND_RUNNING)
-            fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
-        return
-    reason = os.strerror(ctypes.get_errno())
+    reason = f"{sys.platform} has none"
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(NEW_NETWORK | (0 if os.geteuid() == 0 else NEW_USER)) == 0:
+            with socket.socket() as any_socket:
+                request = struct.pack("16sH14x", b"lo", UP_AND_RUNNING)
+                fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
+            return
+        reason = os.strerror(ctypes.get_errno())
     print(f"no network namespace here ({reason}); Python's connections are refused instead", file=sys.stderr)
     folder = Path(tempfile.mkdtemp())
     (folder / "sitecustomize.py").write_text(REFUSE)
@@ -47,6 +50,8 @@ def leave_the_network() -> None:
 
 def heed_modes() -> None:
     """Give up root's right to read and write everything; whoever is not root never had it."""
+    if sys.platform != "linux":
+        return
     libc = ctypes.CDLL(None)
     for capability in (DAC_OVERRIDE, DAC_READ_SEARCH):
         libc.prctl(DROP_FROM_BOUNDING_SET, capability, 0, 0, 0)

@@ -97,10 +97,10 @@ class Training:
         self.undisturbed = self.train(folder / "other.pt")
         (folder / "other.pt").unlink()
 
-    def train(self, path):
+    def train(self, path, **options):
         torch.manual_seed(0)
         net = quantize(nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, 2)), "w4a4")
-        history = fit(net, self.data, epochs=4, batch_size=8, progress=False, resume=path)
+        history = fit(net, self.data, epochs=4, batch_size=8, progress=False, resume=path, **options)
         return history.loss, history.alphas, [value.tolist() for value in net.state_dict().values()]
 
     def write(self, which):

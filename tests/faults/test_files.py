@@ -13,7 +13,8 @@ import sys
 import onnx
 import pytest
 import torch
-from killing import KINDS, Checkpoint, few_images
+from killing import KINDS, Checkpoint, Training, few_images
+from stand_in import lay_out_as_torchvision
 from torch import nn
 
 from qsal_helpers import data as data_module
@@ -82,21 +83,31 @@ def test_a_disk_that_is_full_at_any_byte_keeps_the_old_file_and_leaves_no_other(
             kind.write("new")
         assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
         assert kind.read() == "old" and list(tmp_path.iterdir()) == [kind.path]
+    kind.write("new")
+    assert kind.read() == "new" and list(tmp_path.iterdir()) == [kind.path]
 
 
-def write_mini_as_full(root):
-    """Lay the mini set out as torchvision does for the full one; return the files' checksums."""
-    import gzip
-    import hashlib
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])
+def test_a_training_whose_disk_is_full_keeps_its_old_file_and_goes_on_to_the_numbers_of_an_undisturbed_one(
+    share, tmp_path
+):
+    kind = Training(tmp_path)
+    kind.train(kind.path)
+    no_room = NoRoom(int(share * kind.path.stat().st_size))
+    kind.path.unlink()
 
-    checksums = {}
-    for file in data_module._MINI_FILES["mnist"]:
-        content = gzip.decompress((data_module._MINI_FOLDER / "mnist" / file).read_bytes())
-        path = pathlib.Path("MNIST", "raw", file.removesuffix(".gz"))
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(content)
-        checksums[path.as_posix()] = hashlib.sha256(content).hexdigest()
-    return checksums
+    def fill_the_disk(progress):
+        if progress.epoch == 3:
+            no_room.__enter__()
+
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            kind.train(kind.path, callback=fill_the_disk, callback_every=5)
+    finally:
+        no_room.__exit__()
+    assert list(tmp_path.iterdir()) == [kind.path]
+    assert len(torch.load(kind.path, weights_only=True)["history"]["loss"]) == 2
+    assert kind.train(kind.path) == kind.undisturbed
 
 
 @pytest.fixture
@@ -104,9 +115,9 @@ def mini_for_full(tmp_path_factory, monkeypatch):
     """Let the mini set stand in for MNIST, also where it is downloaded from."""
     import torchvision
 
-    checksums = write_mini_as_full(tmp_path_factory.mktemp("elsewhere"))
+    checksums = lay_out_as_torchvision("mnist", tmp_path_factory.mktemp("elsewhere"))
     monkeypatch.setitem(data_module._FULL_FILES, "mnist", checksums)
-    download = lambda self: write_mini_as_full(pathlib.Path(self.root))
+    download = lambda self: lay_out_as_torchvision("mnist", pathlib.Path(self.root))
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
 
 
@@ -170,10 +181,10 @@ import os, pathlib, sys, time
 sys.path.insert(0, {str(HERE)!r})
 import torchvision
 from qsal_helpers import data, load_data
-from test_files import write_mini_as_full
+from stand_in import lay_out_as_torchvision
 root, elsewhere = map(pathlib.Path, sys.argv[1:])
-data._FULL_FILES["mnist"] = write_mini_as_full(elsewhere)
-torchvision.datasets.MNIST.download = lambda self: write_mini_as_full(pathlib.Path(self.root))
+data._FULL_FILES["mnist"] = lay_out_as_torchvision("mnist", elsewhere)
+torchvision.datasets.MNIST.download = lambda self: lay_out_as_torchvision("mnist", pathlib.Path(self.root))
 for attempt in range(5):
     children = []
     for number in range(8):

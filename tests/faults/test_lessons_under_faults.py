@@ -12,7 +12,7 @@ import nbformat
 import psutil
 import pytest
 from course import PeakMemory
-from lessons import ROOT, SCALES, WIDGET_VIEW, execute, lessons, own_cells, read_source, widget_errors
+from lessons import ROOT, WIDGET_VIEW, execute, lessons, own_cells, read_source, widget_errors
 
 HERE = Path(__file__).parent
 SWEEP = (ROOT / "tests" / "notebooks" / "sweep.py").read_text()
@@ -212,12 +212,6 @@ def test_each_lesson_stays_under_two_gigabytes_at_smoke_scale(source, tmp_path):
     peak = memory.stop() / 2**20
     print(f"{source.stem}: {peak:.0f} MiB, its runner included")
     assert peak < 2048
-
-
-def test_every_lesson_runs_at_every_scale_that_papermill_may_be_given():
-    assert SCALES == ("smoke", "class", "full")
-    for source in LESSONS:
-        assert '"smoke", "class" or "full"' in source.read_text(encoding="utf-8")
 
 
 def test_no_lesson_asks_the_network_for_anything():

@@ -18,7 +18,9 @@ def test_the_table_names_commands_of_each_kind():
 @pytest.mark.parametrize("command", PYTEST)
 def test_each_pytest_command_finds_tests(command):
     files = [ROOT / file for file in re.findall(r"tests/\S+\.py", command)]
-    found = re.findall(r"^def (test_\w+)", "\n".join(file.read_text(encoding="utf-8") for file in files), re.MULTILINE)
+    found = re.findall(
+        r"^ *def (test_\w+)", "\n".join(file.read_text(encoding="utf-8") for file in files), re.MULTILINE
+    )
     wanted = re.search(r'-k (?:"([^"]+)"|(\S+))', command)
     parts = next(filter(None, wanted.groups())).split(" or ") if wanted else ["test_"]
     assert not [part for part in parts if not any(part in name for name in found)]

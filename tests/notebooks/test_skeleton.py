@@ -19,7 +19,7 @@ import re
 import statistics
 
 import pytest
-from lessons import NOTEBOOKS, lessons, notebook_of, read_source
+from lessons import lessons, notebook_of, read_source
 
 HEADINGS = [
     "What you will be able to do",
@@ -133,11 +133,6 @@ def test_each_exercise_is_checked_and_has_a_folded_solution(source):
     assert checks
     assert text(source).count("<details>") == text(source).count("</details>") >= len(checks)
     assert "minutes" in prose(source, "Exercises")
-
-
-def test_relative_links_lead_to_files(source):
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text(source)) if "://" not in link]
-    assert not [link for link in links if link and not (NOTEBOOKS / link).exists()]
 
 
 def test_last_section_links_to_the_next_lesson(source):

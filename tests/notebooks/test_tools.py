@@ -16,7 +16,7 @@ from course import PeakMemory, run_lesson
 from engine import WakingOutput
 from jupyter_client.channels import AsyncZMQSocketChannel
 from jupyter_client.session import Session
-from lessons import clean, execute, in_step, pictures, read_source, with_new_prose
+from lessons import ROOT, clean, execute, in_step, pictures, read_source, with_new_prose
 from nbclient.exceptions import CellTimeoutError
 from sweep import sweep, values_of
 
@@ -67,6 +67,15 @@ def test_a_cell_that_waits_for_ever_is_given_up(tmp_path):
     source.cells = source.cells[-1:]
     with pytest.raises(CellTimeoutError, match="threading.Event"):
         execute(source, "smoke", cell_seconds=5)
+
+
+def test_any_test_that_waits_for_ever_ends_the_run_with_the_place_where_it_waits(tmp_path):
+    path = tmp_path / "test_waiting.py"
+    path.write_text("import threading\n\n\ndef test_it():\n    threading.Event().wait()\n")
+    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "-o", "faulthandler_timeout=1", path]
+    outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert outcome.returncode == 1 and "Timeout" in outcome.stderr
+    assert re.search(r'test_waiting\.py", line 5 in test_it', outcome.stderr)
 
 
 def test_cleaned_notebook_keeps_figures_and_drops_widgets_progress_bars_and_the_injected_cell(executed):
