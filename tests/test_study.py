@@ -45,7 +45,7 @@ from qsal_helpers.training import cross_entropy
 
 TINY = Run("mnist", size=500, model="lenet5", epochs=1, explained=4)
 LONGER = dataclasses.replace(TINY, precision="w2a2", objective="guided", epochs=6, ramp_steps=10)
-LONG = dataclasses.replace(LONGER, epochs=25)  # long enough to be killed on the way
+LONG = dataclasses.replace(LONGER, epochs=12)  # long enough to be killed on the way
 
 
 @pytest.fixture(scope="module")
