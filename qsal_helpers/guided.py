@@ -76,7 +76,7 @@ def least_salient(saliency: Tensor, ratio: float, rank_by: str = "magnitude") ->
     _check_images(saliency, "saliency")
     if not _is_number(ratio) or not 0 <= ratio <= 1:
         raise ValueError(f"the mask ratio must be a number from 0 to 1; got {ratio!r}")
-    if rank_by not in RANKINGS:
+    if not isinstance(rank_by, str) or rank_by not in RANKINGS:
         raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}; got {rank_by!r}")
     batch, _, height, width = saliency.shape
     score = (saliency.abs() if rank_by == "magnitude" else saliency).sum(1).flatten(1)
@@ -184,11 +184,11 @@ class SaliencyGuided:
             raise ValueError(f"mask_ratio must be a number from 0 to 1; got {self.mask_ratio!r}")
         if not _is_number(self.weight) or not 0 <= self.weight < math.inf:
             raise ValueError(f"weight must be a finite number of at least 0; got {self.weight!r}")
-        if self.rank_by not in RANKINGS:
+        if not isinstance(self.rank_by, str) or self.rank_by not in RANKINGS:
             raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}; got {self.rank_by!r}")
         if isinstance(self.fill, str) and self.fill not in FILLS:
             raise ValueError(f"fill must be one of {', '.join(FILLS)}, or one number a channel; got {self.fill!r}")
-        if self.saliency not in ("loss", "logit"):
+        if not isinstance(self.saliency, str) or self.saliency not in ("loss", "logit"):
             raise ValueError(f"saliency must be 'loss' or 'logit'; got {self.saliency!r}")
         if isinstance(self.ramp_steps, bool) or not isinstance(self.ramp_steps, int) or self.ramp_steps < 0:
             raise ValueError(f"ramp_steps must be an int of at least 0; got {self.ramp_steps!r}")

@@ -653,7 +653,7 @@ def with_one_image(arguments):
 ON_IMAGES = [name for name, (_, right, _) in FUNCTIONS.items() if right.keys() & {"x", "maps", "saliency"}]
 
 
-@pytest.mark.parametrize("name", [name for name in ON_IMAGES if name != "metrics.sensitivity_max"])
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_one_image_has_a_right_answer_as_several_have(name):
     assert_right_answers(name, with_one_image)
 
