@@ -580,7 +580,7 @@ def plan() -> dict[str, list[Run]]:
             for p in ("w4a4", "w2a2")
             for ratio in ratios
         ],
-        "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(3)],
+        "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(5)],
         "prose-mini": [Run(size="mini", objective="published-magnitude", seed=seed) for seed in range(5)],
         "ranking-mini": [
             Run(size="mini", precision=p, objective="guided", rank_by="magnitude", seed=s)

@@ -56,7 +56,7 @@ print(f"Python {platform.python_version()}, torch {torch.__version__}, captum {c
 # Take a network that calls an image "Sandal". Three people ask three questions:
 #
 # 1. Which pixels, if they changed *a little*, would move the answer most?
-# 2. How much did each pixel *contribute*, compared with a black image?
+# 2. How much did each pixel *contribute*, compared with an image that shows nothing, the **baseline**?
 # 3. *Where* in the image did a late layer find what speaks for "Sandal"?
 #
 # Each question has its own map, and the three maps can differ without any of them being wrong.
@@ -125,7 +125,8 @@ print(torch.autograd.grad(logit, pixels)[0].tolist())
 #
 # $$ G(x) = \left| \frac{\partial f_c(x)}{\partial x} \right| $$
 #
-# The bars mean magnitude: we ask *how strongly* a pixel moves the logit, not in which direction.
+# The bars mean magnitude: we ask *how strongly* a pixel moves the logit, not in which direction. Where the direction
+# matters, further down, we leave the bars away and say so.
 # An image with several channels has one gradient a channel. We add their magnitudes, so that a map has one number a
 # pixel.
 #
@@ -166,9 +167,8 @@ _ = checks.check_gradient_map(gradient_map)
 
 # %%
 maps = {"gradient": saliency_map(fp32, x, target), "random": saliency_map(fp32, x, target, "random")}
-plots.saliency_grid(
-    images[:3], {name: m[:3] for name, m in maps.items()}, shared="column", row_titles=names, title="A map, and noise"
-)
+columns = {"gradient (logits per unit)": maps["gradient"][:3], "random (no unit)": maps["random"][:3]}
+plots.saliency_grid(images[:3], columns, shared="column", row_titles=names, title="A map, and noise")
 
 # %% [markdown]
 # Each column has a colour bar of its own: logits per unit of a pixel have nothing to do with random numbers.
@@ -297,8 +297,13 @@ for steps in (4, 16, 64):
 #
 # **Grad-CAM** answers question 3. It takes the activations of a late layer, here the last one before the image is
 # flattened. That layer has 7 × 7 places, and many channels. Each channel gets a weight: the mean gradient of the logit
-# with respect to it. The map is the weighted sum of the channels, its positive part, enlarged to 28 × 28 pixels.
-# So it is smooth by construction, and cannot show anything finer than 4 × 4 pixels.
+# with respect to it. The map is the weighted sum of the channels, its positive part, enlarged to 28 × 28 pixels. So it
+# is smooth by construction, and cannot show anything finer than 4 × 4 pixels. Where no place speaks for the class,
+# nothing is left of it.
+#
+# **Input × gradient** is a short cut to question 2: the gradient times the image, pixel by pixel, with the signs. Its
+# baseline is the value 0 of the *normalised* image, which is the data set's mean grey. So a black background is not 0
+# in it, and it may get saliency. Integrated gradients above started from black.
 #
 # **Guided backprop** is the gradient with one change: on the way back, every ReLU also stops what is negative.
 # The picture becomes crisper. Which question it answers is not clear, and we will see what follows from that.
@@ -372,7 +377,7 @@ widgets.method_panel(images[:shown].numpy(), {name: few[name] for name in order}
 # ## Is it focused, and on the object?
 #
 # **Focus**: does a map name few pixels? The **Gini index** is 0 if all pixels share the saliency equally,
-# and close to 1 if one pixel has it all. Entropy is a second number for the same: low means focused.
+# and close to 1 if one pixel has it all. **Entropy** (nats) asks the same with other weights: low means focused.
 #
 # **On the object**: in FashionMNIST the background is black, so we know which pixels are the object. The
 # **foreground mass** is the share of the saliency on them. The **pointing game** asks only whether the largest value
@@ -430,6 +435,16 @@ plots.distributions(
 # %% [markdown]
 # Compare left and right. A method that shows what training has put into a network agrees more with a trained twin
 # than with an untrained network. Where the two sides are the same, the map shows something that is not the training.
+# And where the left side is far above 0, a good part of the map was there before the training. These are the medians. A
+# Grad-CAM map of which nothing is left has no order of pixels, so such images are left out.
+
+# %%
+pd.DataFrame(
+    {
+        "untrained": {m: v.nanmedian().item() for m, v in check.items()},
+        "trained twin": {m: v.nanmedian().item() for m, v in twins.items()},
+    }
+).round(2)
 
 # %% [markdown]
 # ## A map that looks good and is wrong
@@ -476,7 +491,7 @@ pd.DataFrame({label: {name: v.mean() for name, v in row.items()} for label, row 
 #
 # And deletion to black agrees, because it shares the blind spot: painting a bright pixel black changes the image most.
 # In the last column deleted pixels are blurred instead. Compare the three rows there with the random map and with the
-# plain gradient, which looked worse in every other respect.
+# plain gradient, which looked worse in every respect of the table before.
 #
 # Nothing here is false: the numbers do add up to the logit. False is the reading "the network looks at the object".
 # The map says so before the network is asked.
@@ -490,10 +505,10 @@ pd.DataFrame({label: {name: v.mean() for name, v in row.items()} for label, row 
 # What `autograd` returns is the **straight-through** gradient of lessons 01 and 02: a stand-in that lets training go
 # on. Is it good for explaining?
 #
-# Here is a test. A gradient predicts what a small change $d$ of the image does to the logit: $\sum_i G_i d_i$, with
-# signs, over the pixels $i$. Make the change and compare. We draw eight random changes of the object's pixels for each
-# image, and correlate what was predicted with what happened. The unit is that of the normalised image, which the
-# network sees: 1 is the standard deviation of all pixels of the data.
+# Here is a test. A gradient predicts what a small change $d$ of the image does to the logit: $\sum_i d_i \, \partial
+# f_c / \partial x_i$ over the pixels $i$, here with the signs. Make the change and compare. We draw eight random
+# changes of the object's pixels for each image, and correlate what was predicted with what happened. The unit is that
+# of the normalised image, which the network sees: 1 is the standard deviation of all pixels of the data.
 
 # %%
 SIZES = [1e-4, 1e-3, 1e-2, 1e-1, 1]  # standard deviation of the change of a normalised pixel
@@ -617,7 +632,7 @@ for name, gains in quality["insertion area minus random's"].items():
 # %% [markdown]
 # The ± is the 95 % interval of the mean over the images; it knows nothing of other trainings. So compare the distance
 # between fp32 and w2a2 with the distance between the twins before you call it an effect of the bits. Is the 2-bit
-# map still better than random? One training of each kind is little evidence: lesson 05 repeats this with more seeds.
+# map still better than random? One training of each kind is little evidence: lesson 06 repeats this over five seeds.
 
 # %% [markdown]
 # ## Which methods lie about it?
@@ -678,7 +693,8 @@ with warnings.catch_warnings():
 # %% [markdown]
 # On quantized networks Captum alone returns the plain gradient under another name. Our function puts an `nn.ReLU`
 # before each PACT in a copy of the network. The output stays, and guided backprop becomes what it claims to be.
-# What it claims is another matter: look again at its row in the randomisation check.
+# What it claims is another matter: look again at its row in the randomisation check. Much of its map is there with an
+# untrained network.
 
 # %% [markdown]
 # ## Exercises
@@ -739,7 +755,7 @@ for method in tested:
 # - A map answers one question. The question comes first.
 # - The gradient is exact and local. Averages of gradients are steadier and answer a wider question.
 # - Faithful, focused, on the object, sane: these are four questions, and a map can pass three and fail the fourth.
-# - A multiplication by the image makes every map look like the image, and deletion to black rewards that.
+# - Multiplying by the distance from black makes every map look like the image, and deletion to black rewards that.
 # - The random map and the seed-to-seed twin stand beside every number.
 # - With few bits the gradient is a stand-in. It no longer predicts what a change of the image does, completeness
 #   breaks, and guided backprop can turn into the plain gradient without a word.

@@ -42,7 +42,7 @@ import torch
 from qsal_helpers import SaliencyGuided, build_model, checks, describe, evaluate, fit, load_data
 from qsal_helpers import metrics, plots, quantize, widgets
 from qsal_helpers.checkpoints import load_model, read_notes
-from qsal_helpers.data import DataNotFound
+from qsal_helpers.data import DataNotFound, batches
 from qsal_helpers.saliency import saliency_map
 
 SCALE = SCALE or os.environ.get("QSAL_SCALE", "class")
@@ -341,7 +341,8 @@ for title in sets:
     print(f"{title}: accuracy, guided minus plain: {costs}")
 
 # %% [markdown]
-# The insertion gain rises in every row of both figures, and Gini in all rows but one. That is what guidance trains for:
+# The insertion gain and Gini rise in every row of both figures, Gini of fp32 on MNIST by next to nothing. That is what
+# guidance trains for:
 # the answer has to survive when half of the pixels is noise, so the network gathers what it needs in the other half.
 #
 # The largest effects are those on w2a2, on MNIST. What two bits had taken from the map, guidance brings back: all of
@@ -404,9 +405,9 @@ said = lambda v: f"{v.mean():+.3f} ± {1.96 * v.std() / len(v) ** 0.5:.3f}"
 pd.concat({title: pd.DataFrame(rows).T.map(said) for title, rows in filled.items()})
 
 # %% [markdown]
-# Go through the rows pair by pair. With noise guidance raises both gains on both data sets, and by most. With 2 bits it
-# raises nearly all of them, whatever the fill. In fp32 on MNIST the deletion gain rises with noise and falls with black
-# and with blur. So there the question "does guidance help?" has no answer without the fill.
+# Go through the rows pair by pair. With noise guidance raises both gains on both data sets. With 2 bits it raises
+# nearly all of them, whatever the fill. In fp32 on MNIST the deletion gain rises with noise and falls with black and
+# with blur. So there the question "does guidance help?" has no answer without the fill.
 #
 # Each fill is unfair in its own way. Noise is what the guided network was trained to ignore, and the plain one has
 # never seen it. Black cuts holes into a garment, and a garment with a hole may be another garment. Blur leaves the
@@ -616,25 +617,37 @@ cifar_maps() if cifar and files else None
 # ## What the papers claim, and what you just saw
 #
 # Neither abstract names a measure of a map's quality, so "interpretable" and "clear" are read here as our four
-# measures, the gains with the black fill. One rule holds for all rows. A difference is compared with the larger of two
-# numbers: the distance between the twins, and the 95 % interval over the images. Below that it is "chance?". Above, it
-# goes "as claimed" or "against it".
+# measures, the gains with the black fill.
+#
+# How large must a difference be? Larger than the distance between the twins, and larger than the 95 % interval over the
+# images, half its width. What it needs is the larger of the two. Below that it is "chance?". Above, it goes "as
+# claimed" or "against it".
+#
+# A claim that nothing is lost needs another rule, or every blurred look would confirm it. We call accuracy *kept* if it
+# is certain that less than half a point is lost, and *lost* if it is certain that more is. Else it is "chance?".
 
 
 # %%
+@torch.no_grad()
+def hits(title, name):
+    data, network = sets[title], networks[title][name]
+    return torch.cat([network(x).argmax(1) == y for x, y in batches(data.test, data, 250)]).float()
+
+
 def compared(title, measure, name, base):
     """Return the difference, and how large it would have to be to stand out."""
     if measure != "accuracy":
         values = judged[title][name][measure] - judged[title][base][measure]
         return values.mean(), max(1.96 * values.std() / len(values) ** 0.5, floors(title)[measure])
-    found, n = accuracy[title], len(sets[title].test)
-    error = 1.96 * (sum(found[m] * (1 - found[m]) for m in (name, base)) / n) ** 0.5
-    return found[name] - found[base], max(error, abs(found["fp32 twin"] - found["fp32"]))
+    change = hits(title, name) - hits(title, base)  # image by image: both saw the same ones
+    error = 1.96 * change.std().item() / len(change) ** 0.5
+    return change.mean().item(), max(error, abs(accuracy[title]["fp32 twin"] - accuracy[title]["fp32"]))
 
 
 def verdict(difference, needed, wanted):
     if wanted == 0:  # the claim is that nothing is lost
-        return "as claimed" if difference >= -needed else "against it"
+        kept, lost = difference - needed > -0.005, difference + needed < -0.005
+        return "as claimed" if kept else "against it" if lost else "chance?"
     if abs(difference) < needed:
         return "chance?"
     return "as claimed" if difference * wanted > 0 else "against it"
@@ -642,7 +655,9 @@ def verdict(difference, needed, wanted):
 
 # %%
 claims = [("A: accuracy is kept", "accuracy", f"{b} guided", "fp32", 0) for b in ("w4a4", LOW)]
-claims += [("A: the combination is more interpretable", m, LOW_GUIDED, "fp32", 1) for m in MEASURES]
+claims += [
+    ("A: the combination is more interpretable", m, f"{b} guided", "fp32", 1) for b in ("w4a4", LOW) for m in MEASURES
+]
 claims += [("B: fewer bits cost accuracy", "accuracy", LOW, "fp32", -1)]
 claims += [("B: fewer bits cost clarity", m, LOW, "fp32", -1) for m in MEASURES]
 claims += [
@@ -669,17 +684,20 @@ for label in ("accuracy", "insertion gain"):
 # Read it as it is: one training each, few images, one fill. With that said, four things stand out in the run printed
 # here.
 #
-# - **Accuracy.** Nothing is lost that stands out, not even with 2 bits. That agrees with A, and B's loss is not seen.
-#   It is not refuted either: with so few test images a point or so cannot be seen, and our end layers keep 8 bits.
+# - **Accuracy.** On FashionMNIST 2 bits lose about a point and a half, plain and guided. That speaks for B, against A.
+#   Everything else is "chance?": so few test images can neither show a loss of half a point nor rule it out.
 # - **Fewer bits cost clarity.** Here B is right by nearly every measure, most clearly on MNIST.
 # - **Guidance helps the map.** With 2 bits it brings the map back to the object and raises the insertion gain, on both
 #   data sets.
 # - **The sum.** A says that the combination makes networks more interpretable, B that few bits make them less so. Both
-#   effects are there, in opposite directions. With 2 bits guidance gives back most of what the bits took. Whether the
-#   rest lies above or below plain fp32 differs from measure to measure. A names no bits, so look at "w4a4 guided" in
-#   the two tables above as well: it is ahead of plain fp32 in three measures on MNIST, and in all four on FashionMNIST.
+#   effects are there, in opposite directions. With 2 bits guidance gives back most of what the bits took on MNIST, and
+#   about half of it on FashionMNIST. Whether the rest lies above or below plain fp32 differs from measure to measure. A
+#   names no bits, and with 4 bits it fares better: on FashionMNIST all four measures go as claimed. On MNIST two do,
+#   and the deletion gain goes against it.
 #
-# So the claims collide only as long as nobody says how many bits, on which data, and compared with what.
+# So the claims collide only as long as nobody says how many bits, on which data, and compared with what. Which of these
+# lines would you bet on, if each network were trained four times more? Write it down; lesson 06 has the answer for
+# FashionMNIST.
 
 # %% [markdown]
 # ## Exercises
@@ -725,7 +743,7 @@ pd.concat([pd.DataFrame(rows).T.astype(float).round(3), beside])
 # - Few bits took little from the accuracy here and much from the map, most of all on MNIST with 2 bits.
 # - Guidance brings back much of what 2 bits take from the map. How much depends on the measure, the data and the fill.
 # - Which network is best depends on the wishes. The Pareto front removes those that no wish defends.
-# - One training of each kind is an anecdote. Lesson 06 repeats them over seeds.
+# - One training of each kind is an anecdote. Lesson 06 repeats them over seeds, and says what is left of these.
 
 # %% [markdown]
 # ## References

@@ -648,15 +648,18 @@ table("vgg_small")
 # - **accuracy** is on the test images, of one training.
 
 # %% tags=["measures-time"]
-for name, times in costs["ms, 1 image"].items():
-    ratios = [
-        f"{file}: {times[file] / times['fp32']:.2f}" for file in ("8 bits, int8", "2 bits, int8", "2 bits, packed")
-    ]
-    print(f"{name:10} one image, times fp32's:  {'   '.join(ratios)}")
+for column in ("ms, 1 image", "ms, 64 images"):
+    for name, times in costs[column].items():
+        ratios = [
+            f"{file}: {times[file] / times['fp32']:.2f}" for file in ("8 bits, int8", "2 bits, int8", "2 bits, packed")
+        ]
+        print(f"{name:10} {column}, times fp32's:  {'   '.join(ratios)}")
 
 # %% [markdown]
 # The larger the network, the more int8 can help. Around each layer there are small operations that turn floats into
-# integers and back. In a tiny network they cost as much as the layer itself saves, or more.
+# integers and back. In a small network they cost as much as the layer itself saves, or more. So int8 can win with one
+# image and lose with 64, where fp32 makes better use of the processor. In the two larger networks packed files are
+# slower than both.
 
 # %% [markdown]
 # ## Two numbers that are not measured
