@@ -30,22 +30,15 @@ def test_what_draws_on_a_cpu_leaves_the_random_states_of_all_gpus_alone(call, mo
     assert not seeds
 
 
-def test_the_same_seed_gives_the_numbers_of_torchs_own_seed_and_leaves_the_users_alone():
-    before = torch.get_rng_state()
-    with seeded(5, torch.device("cpu")):
-        found = torch.rand(4), torch.randn(4)
-    assert torch.equal(torch.get_rng_state(), before)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        assert torch.equal(found[0], torch.rand(4)) and torch.equal(found[1], torch.randn(4))
+DEVICES = ["cpu"] + [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu_its_numbers_are_fixed_and_put_back_too():
-    device = torch.device("cuda", torch.cuda.device_count() - 1)
-    before = torch.cuda.get_rng_state(device)
-    draws = []
-    for _ in range(2):
-        with seeded(5, device):
-            draws.append(torch.rand(4, device=device))
-    assert torch.equal(*draws) and torch.equal(torch.cuda.get_rng_state(device), before)
+@pytest.mark.parametrize("device", map(torch.device, DEVICES), ids=DEVICES)
+def test_the_same_seed_gives_the_numbers_of_torchs_own_seed_and_leaves_the_users_alone(device):
+    states = lambda: [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    before = states()
+    with seeded(5, device):
+        found = torch.rand(4, device=device), torch.randn(4)
+    assert all(map(torch.equal, states(), before))
+    torch.manual_seed(5)
+    assert torch.equal(found[0], torch.rand(4, device=device)) and torch.equal(found[1], torch.randn(4))
