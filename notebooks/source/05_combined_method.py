@@ -696,8 +696,8 @@ for label in ("accuracy", "insertion gain"):
 #   and the deletion gain goes against it.
 #
 # So the claims collide only as long as nobody says how many bits, on which data, and compared with what. Which of these
-# lines would you bet on, if each network were trained four times more? Write it down; lesson 06 has the answer for
-# FashionMNIST.
+# lines would you bet on, if each network were trained four times more? Write it down; lesson 06 has
+# answers.
 
 # %% [markdown]
 # ## Exercises
