@@ -241,10 +241,10 @@ against_bits(SET)
 against_bits("mnist-mini")
 
 # %% [markdown]
-# On MNIST the same forces are stronger, with three seeds so far. At 2 bits the plain map keeps about three tenths of its
-# gains and leaves the object. Guidance brings it back to the object and returns a third or more of each gain. But where
-# the bits have taken little, in fp32 and with 4 bits, three of the four gains are lower on average with guidance: all but
-# insertion with black.
+# On MNIST the same forces are stronger, with three seeds so far. At 2 bits the plain map keeps about three tenths of
+# its gains and leaves the object. Guidance brings it back to the object and returns a third or more of each gain. But
+# where the bits have taken little, in fp32 and with 4 bits, three of the four gains are lower on average with guidance:
+# all but insertion with black.
 
 # %% [markdown]
 # ## Is the difference real?
