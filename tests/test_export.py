@@ -160,20 +160,16 @@ def test_integers_mean_what_the_fake_quantized_model_means(name, precision):
     seed=st.integers(0, 1000),
     channels=st.integers(1, 3),
     width=st.integers(1, 5),
-    kernel=st.integers(1, 4),
-    stride=st.integers(1, 2),
-    padding=st.integers(0, 2),
+    window=st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(0, 2)),  # size, stride, padding
     normed=st.booleans(),
     pool=st.sampled_from([nn.MaxPool2d(2), nn.MaxPool2d(3, 2, padding=1), nn.AvgPool2d(2), nn.Identity()]),
     scheme=st.sampled_from(["sawb", "dorefa", "minmax"]),
     precision=st.sampled_from(["w2a2", "w3a5", "w4a4", "w2a8", "w8a8"]),
 )
-def test_any_small_network_agrees(
-    tmp_path_factory, seed, channels, width, kernel, stride, padding, normed, pool, scheme, precision
-):
+def test_any_small_network_agrees(tmp_path_factory, seed, channels, width, window, normed, pool, scheme, precision):
     torch.manual_seed(seed)
     data = random_data(channels, 9, seed=seed)
-    layers = [nn.Conv2d(channels, width, kernel, stride, padding, bias=not normed)]
+    layers = [nn.Conv2d(channels, width, *window, bias=not normed)]
     layers += [nn.BatchNorm2d(width)] * normed + [nn.ReLU(), pool, nn.Conv2d(width, 4, 2, padding=1), nn.ReLU()]
     layers += [nn.Flatten(), nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3)]
     float_model = nn.Sequential(*layers)
@@ -206,39 +202,35 @@ class Skip(nn.Module):
 @given(
     seed=st.integers(0, 10**6),
     width=st.integers(1, 6),
-    kernel=st.integers(1, 5),
-    stride=st.integers(1, 2),
-    padding=st.integers(0, 2),
+    window=st.tuples(st.integers(1, 5), st.integers(1, 2), st.integers(0, 2)),  # size, stride, padding
     normed=st.booleans(),
     skip=st.booleans(),
     pool=st.sampled_from([nn.MaxPool2d(2), nn.MaxPool2d(3, 2, padding=1), nn.Identity()]),
     scheme=st.sampled_from(["sawb", "dorefa", "minmax"]),
     precision=st.sampled_from(["w4a4", "w2a2", "w3a4", "w2a4", "mixed-4/2"]),
 )
-def test_any_small_network_has_the_same_class_and_logits_in_torch_integers_and_onnx(
-    tmp_path_factory, seed, width, kernel, stride, padding, normed, skip, pool, scheme, precision
-):
+def test_any_small_net_has_one_answer(tmp_path_factory, seed, width, window, normed, skip, pool, scheme, precision):
     torch.manual_seed(seed)
     data = random_data(1, 9, number=100, seed=seed)
-    layers = [nn.Conv2d(1, width, kernel, stride, padding, bias=not normed)]
+    layers = [nn.Conv2d(1, width, *window, bias=not normed)]
     layers += [nn.BatchNorm2d(width)] * normed + [nn.ReLU(), pool] + [Skip(width, normed)] * skip
     layers += [nn.Conv2d(width, 4, 2, padding=1), nn.ReLU(), nn.Flatten(), nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3)]
     float_model = nn.Sequential(*layers)
     float_model(torch.zeros(2, 1, 9, 9))
     model = align_biases(stirred(quantize(float_model, precision, scheme), seed), data)
-    assert_the_three_agree(model, data, data.test.images, tmp_path_factory.mktemp("onnx") / "net.onnx")
+    assert not that_differ_from_torch(model, data, data.test.images, tmp_path_factory.mktemp("onnx") / "net.onnx")
 
 
-def assert_the_three_agree(model, data, images, path):
-    """The same class and all logits within one step of the output scale: torch's float32, integers, both files."""
+def that_differ_from_torch(model, data, images, path):
+    """Return which forms, of integers and both files, have another class or a logit further off than one step."""
     with torch.no_grad():
         expected = model(data.normalise(images)).numpy()
     net = to_integer(model, data)
     forms = {"integers": net(images) * net.output_scale}
     forms |= {storage: run_onnx(model, data, images, path, storage) for storage in ("int8", "packed")}
-    for form, logits in forms.items():
-        assert (logits.argmax(1) == expected.argmax(1)).all(), form
-        assert abs(logits - expected).max() <= net.output_scale, form
+    same_class = lambda logits: (logits.argmax(1) == expected.argmax(1)).all()
+    near = lambda logits: abs(logits - expected).max() <= net.output_scale
+    return [form for form, logits in forms.items() if not (same_class(logits) and near(logits))]
 
 
 def test_the_border_sees_the_mean_pixel():
@@ -267,16 +259,14 @@ def test_the_border_sees_the_mean_pixel():
         ("mnist", "resnet20", "w2a2", 30),
     ],
 )
-def test_test_images_get_the_same_class_and_logits_from_torch_integers_and_onnx(
-    tmp_path, name, network, precision, number
-):
+def test_images_get_the_same_answer_from_torch_integers_and_onnx(tmp_path, name, network, precision, number):
     """`python -m benchmarks.agreement` does the same with every test image.
 
     The networks must have learned something: in one that has not, two classes may have exactly equal logits.
     """
     data = load_data(name)
     model = align_biases(trained(network, precision, data, 2000 if network == "lenet5" else 300), data)
-    assert_the_three_agree(model, data, data.test.images[:number], tmp_path / "net.onnx")
+    assert not that_differ_from_torch(model, data, data.test.images[:number], tmp_path / "net.onnx")
 
 
 def distance_to_borders(net, name, top_before):
@@ -484,10 +474,10 @@ def test_the_peak_memory_holds_at_least_the_file_and_is_unknown_without_proc(vgg
     assert path.stat().st_size / 2**20 < peak < 500 if known else np.isnan(peak)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_the_peak_memory_of_a_tiny_network_is_below_that_of_onnxruntime_itself(tmp_path):
     path = save_onnx(nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), tmp_path / "a.onnx", random_data(1, 12), "float32")
-    assert 0 < peak_memory(path) < 20
+    peak, known = peak_memory(path), Path("/proc/self/status").exists()
+    assert 0 < peak < 20 if known else np.isnan(peak)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.9999])

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+import textwrap
 import time
 
 import nbformat
@@ -129,12 +130,12 @@ def test_code_that_holds_the_whole_process_up_is_ended_with_its_children(tmp_pat
     )
     code = f"import pathlib, re, subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\n"
     # A search that takes ages inside one call of C, which no thread can interrupt.
-    code += f"""
-def my_pact(*_):
-    while not pathlib.Path({str(sign)!r}).exists():
-        time.sleep(0.01)
-    return re.match('(a+)+b', 'a' * 60)
-"""
+    code += textwrap.dedent(f"""
+        def my_pact(*_):
+            while not pathlib.Path({str(sign)!r}).exists():
+                time.sleep(0.01)
+            return re.match('(a+)+b', 'a' * 60)
+    """)
     (outcome,) = grading.judge_apart([("my_pact", code)])
     assert outcome.state == "error" and "come to an end" in outcome.message
     assert sign.exists(), "the child did not start, so nothing is known about its end"

@@ -129,9 +129,7 @@ def test_uniform_keeps_nan_and_clips_infinities():
     dtype=st.sampled_from([torch.float32, float64, torch.bfloat16, torch.float16]),
     seed=st.integers(0, 99),
 )
-def test_uniform_never_makes_more_levels_than_its_bits_nor_moves_further_than_half_a_step(
-    bits, shape, low, width, dtype, seed
-):
+def test_uniform_keeps_to_its_levels_and_moves_at_most_half_a_step(bits, shape, low, width, dtype, seed):
     x = (low + width * 2 * (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 0.25)).to(dtype)
     try:
         y = quantize_uniform(x, bits, low, low + width)
@@ -436,9 +434,7 @@ weights = st.builds(
 
 @given(w=weights, bits=st.integers(2, 8), scheme=st.sampled_from(SCHEMES), per_channel=st.booleans())
 @settings(max_examples=400)
-def test_quantized_weights_are_codes_times_step_to_the_bit_and_no_more_values_than_bits_allow(
-    w, bits, scheme, per_channel
-):
+def test_quantized_weights_are_codes_times_step_and_no_more_than_bits_allow(w, bits, scheme, per_channel):
     y = quantize_weight(w, bits, scheme, per_channel)
     codes, step = weight_codes(w, bits, scheme, per_channel)
     assert torch.equal(codes * step, y)

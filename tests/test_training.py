@@ -621,9 +621,7 @@ def test_an_objective_may_hold_a_teacher_network_of_its_own():
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_training_that_differs_in_anything_does_not_go_on_from_the_file_and_leaves_its_model_as_it_was(
-    change, tmp_path
-):
+def test_a_training_that_differs_in_anything_is_refused_the_file_and_leaves_its_model_alone(change, tmp_path):
     file = tmp_path / "progress"
     run(net("w2a2"), resume=file)
     model = change.get("model", net("w2a2", seed=1)).train()

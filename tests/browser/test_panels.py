@@ -17,7 +17,7 @@ from lessons import NOTEBOOKS, lessons, read_source
 def chromium():
     path = browser.find_chromium()
     if path is None and not os.environ.get("CI"):
-        pytest.skip(browser.NO_CHROMIUM)
+        pytest.skip(f"This runs where there is a Chromium, and always in CI. {browser.NO_CHROMIUM}")
     assert path, browser.NO_CHROMIUM
     return path
 

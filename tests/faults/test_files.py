@@ -9,6 +9,7 @@ import random
 import resource
 import subprocess
 import sys
+import textwrap
 
 import onnx
 import pytest
@@ -88,9 +89,7 @@ def test_a_disk_that_is_full_at_any_byte_keeps_the_old_file_and_leaves_no_other(
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])
-def test_a_training_whose_disk_is_full_keeps_its_old_file_and_goes_on_to_the_numbers_of_an_undisturbed_one(
-    share, tmp_path
-):
+def test_a_training_on_a_full_disk_keeps_its_old_file_and_goes_on_to_the_same_numbers(share, tmp_path):
     kind = Training(tmp_path)
     kind.train(kind.path)
     no_room = NoRoom(int(share * kind.path.stat().st_size))
@@ -176,25 +175,26 @@ def test_a_checkpoint_for_a_folder_without_write_permission_is_an_error_that_nam
 
 
 def test_eight_processes_that_fill_one_cache_at_once_all_get_the_data_and_leave_nothing_else(mini_for_full, tmp_path):
-    program = f"""
-import os, pathlib, sys, time
-sys.path.insert(0, {str(HERE)!r})
-import torchvision
-from qsal_helpers import data, load_data
-from stand_in import lay_out_as_torchvision
-root, elsewhere = map(pathlib.Path, sys.argv[1:])
-data._FULL_FILES["mnist"] = lay_out_as_torchvision("mnist", elsewhere)
-torchvision.datasets.MNIST.download = lambda self: lay_out_as_torchvision("mnist", pathlib.Path(self.root))
-for attempt in range(5):
-    children = []
-    for number in range(8):
-        children.append(os.fork())
-        if children[-1] == 0:
-            time.sleep(number * attempt * 0.002)
-            os._exit(len(load_data("mnist", "full", root=root / str(attempt), download=True).train) != 4000)
-    assert not any(os.waitpid(child, 0)[1] for child in children)
-    print(sorted(str(p.relative_to(root / str(attempt))) for p in (root / str(attempt)).rglob("*") if p.is_file()))
-"""
+    program = textwrap.dedent(f"""
+        import os, pathlib, sys, time
+        sys.path.insert(0, {str(HERE)!r})
+        import torchvision
+        from qsal_helpers import data, load_data
+        from stand_in import lay_out_as_torchvision
+        root, elsewhere = map(pathlib.Path, sys.argv[1:])
+        data._FULL_FILES["mnist"] = lay_out_as_torchvision("mnist", elsewhere)
+        torchvision.datasets.MNIST.download = lambda self: lay_out_as_torchvision("mnist", pathlib.Path(self.root))
+        for attempt in range(5):
+            children = []
+            for number in range(8):
+                children.append(os.fork())
+                if children[-1] == 0:
+                    time.sleep(number * attempt * 0.002)
+                    os._exit(len(load_data("mnist", "full", root=root / str(attempt), download=True).train) != 4000)
+            assert not any(os.waitpid(child, 0)[1] for child in children)
+            cache = root / str(attempt)
+            print(sorted(str(p.relative_to(cache)) for p in cache.rglob("*") if p.is_file()))
+    """)
     said = in_a_process(sys.executable, "-c", program, tmp_path / "root", tmp_path / "elsewhere")
     assert said.splitlines() == [str(sorted(data_module._FULL_FILES["mnist"]))] * 5
 

@@ -200,7 +200,8 @@ def test_a_lesson_runs_under_other_locales(name, tmp_path):
 @each_lesson
 def test_each_lesson_runs_with_one_thread_and_with_many(source, tmp_path):
     for threads in (1, 2 * psutil.cpu_count()):
-        run(source, tmp_path / f"{threads}.ipynb", OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+        variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        assert widget_errors(run(source, tmp_path / f"{threads}.ipynb", **variables)) == []
 
 
 @pytest.mark.soak
