@@ -570,7 +570,7 @@ def plan() -> dict[str, list[Run]]:
             for name in ("fashion-mnist", "mnist")
         },
         "cifar10": [
-            Run("cifar10", model="resnet20", precision=p, objective=o, augment=True, explained=200, epochs=10)
+            Run("cifar10", model="resnet20", precision=p, objective=o, augment=True, explained=200, epochs=6)
             for o in ("plain", "guided")
             for p in PRECISIONS
         ],
