@@ -560,8 +560,8 @@ def plan() -> dict[str, list[Run]]:
     60
     """
     cells = list(itertools.product(PRECISIONS, ("plain", "guided", "published")))
-    low = list(itertools.product(("w4a4", "w2a2"), range(3)))
-    some = lambda **fields: [Run(precision=precision, seed=seed, **fields) for precision, seed in low]
+    low = ("w4a4", "w2a2")
+    some = lambda seeds=3, **fields: [Run(precision=p, seed=s, **fields) for p in low for s in range(seeds)]
     ratios = (0.25, 0.75)
     return {
         **{
@@ -574,12 +574,7 @@ def plan() -> dict[str, list[Run]]:
             for o in ("plain", "guided")
             for p in PRECISIONS
         ],
-        "ratios-mini": [
-            Run(size="mini", precision=p, objective="guided", mask_ratio=ratio, seed=s)
-            for s in range(5)
-            for p in ("w4a4", "w2a2")
-            for ratio in ratios
-        ],
+        "ratios-mini": [run for r in ratios for run in some(5, size="mini", objective="guided", mask_ratio=r)],
         "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(5)],
         "prose-mini": [Run(size="mini", objective="published-magnitude", seed=seed) for seed in range(5)],
         "ranking-mini": [
@@ -590,8 +585,12 @@ def plan() -> dict[str, list[Run]]:
         "fills-mini": [run for fill in ("black", "blur") for run in some(size="mini", objective="guided", fill=fill)],
         "ratios": [run for ratio in ratios for run in some(objective="guided", mask_ratio=ratio)],
         "ranking": some(objective="guided", rank_by="magnitude"),
-        "ends": [run for bits in (2, 4) for run in some(first=bits, last=bits)],
-        "weights": some(scheme="dorefa"),
+        "ends-mini": [
+            Run(size="mini", precision=f"w{bits}a{bits}", first=bits, last=bits, seed=seed)
+            for bits in (4, 2)
+            for seed in range(5)
+        ],
+        "weights-mini": some(5, size="mini", scheme="dorefa"),
     }
 
 

@@ -76,7 +76,7 @@ def test_a_field_added_later_leaves_the_ids_of_earlier_runs_as_they_are():
         assert Later(**dataclasses.asdict(run), added=4).id != run.id
 
 
-@pytest.mark.parametrize("run", [TINY, LONGER, plan()["cifar10"][-1], plan()["ends"][0]], ids=lambda run: run.id)
+@pytest.mark.parametrize("run", [TINY, LONGER, plan()["cifar10"][-1], plan()["ends-mini"][0]], ids=lambda run: run.id)
 def test_the_command_of_a_run_asks_for_that_run(run, monkeypatch):
     asked = []
     monkeypatch.setattr(study, "run_all", lambda runs, folder, workers: asked.extend(runs))
