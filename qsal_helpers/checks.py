@@ -419,15 +419,16 @@ def check_best_clip(student: Callable[[Tensor, int], float]) -> bool:
 
     def test() -> None:
         generator = torch.Generator().manual_seed(0)
-        for bits, spread in ((2, 1.0), (3, 0.1), (4, 5.0)):
+        for bits, spread, tails in ((2, 1.0, "normal"), (3, 0.1, "normal"), (4, 5.0, "heavy-tailed")):
             w = torch.randn(2000, generator=generator) * spread
+            w = w * w.abs() if tails == "heavy-tailed" else w  # so that no rule that fits the bell alone will do
             largest = w.abs().max().item()
             errors = {clip: _grid_error(w, bits, clip) for clip in (largest * torch.arange(0.02, 1.01, 0.01)).tolist()}
             best = min(errors, key=errors.get)
             answer = expect_number(student(w.clone(), bits), "The clip")
             if answer > 0 and _grid_error(w, bits, answer) <= 1.02 * errors[best]:
                 continue
-            says = f"For normal weights of spread {spread:g} at {bits} bits your clip is {answer:.4g}."
+            says = f"For {tails} weights, typically {w.square().mean().sqrt():.2g}, your clip at {bits} bits is {answer:.4g}."
             if answer <= 0:
                 raise _Wrong(f"{says} A clip is a number above 0.")
             if abs(answer - errors[best]) < 0.02 * errors[best]:
@@ -515,7 +516,7 @@ def check_pact(student: Callable[[Tensor, float, int], Tensor]) -> bool:
     x = torch.linspace(-1.357, 4.443, 59)  # no value half-way between two levels, where a hair decides
 
     def test() -> None:
-        for alpha, bits in ((3.0, 2), (1.5, 2), (2.5, 4)):
+        for alpha, bits in ((1.5, 2), (3.0, 2), (2.5, 4)):  # first a step that is not 1, the step of a level's number
             wanted = quantize_uniform(x, bits, 0.0, alpha)
             answer = expect_tensor(student(x.clone(), alpha, bits), wanted, "the activation").detach().float()
             if torch.allclose(answer, wanted, atol=1e-5):
@@ -733,6 +734,10 @@ def check_integrated_gradients(student: Callable[[nn.Module, Tensor, Tensor, Ten
                 raise _Wrong(
                     f"For the first image it sums to {sums[0]:.3f}, but the logit changes by {promised[0]:.3f}."
                 )
+        if torch.allclose(student(model, x.clone(), baseline.clone(), target.clone(), 2).detach(), answer):
+            raise _Wrong(
+                "With 2 steps your function returns the same as with 200: take as many points as `steps` says."
+            )
 
     hint = (
         "for each k: point = (baseline + (k + 0.5) / steps * (x - baseline)).requires_grad_(); add up the gradients of "
@@ -826,7 +831,10 @@ def check_hide_pixels(student: Callable[[Tensor, Tensor, int, float], Tensor]) -
 
     def test() -> None:
         wanted = hidden(gradient.abs(), k)
-        answer = expect_tensor(student(x.clone(), gradient.clone(), k, value), wanted, "the masked image").detach()
+        given = x.clone()
+        answer = expect_tensor(student(given, gradient.clone(), k, value), wanted, "the masked image").detach()
+        if not torch.equal(given, x):
+            raise _Wrong("Your function changes `x` itself, which others may still need: start with x.clone().")
         edge = gradient.abs().flatten().sort().values[3 * k - 1]
         faults = {
             "the images come back unchanged.": x,
@@ -932,21 +940,23 @@ def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float
     x = 3 * x  # so that the mask moves the prediction far, and wrong answers differ
     y, ratio, weight = torch.tensor([2, 0, 1]), 0.4, 2.5
 
-    def parts(sign: float = 1.0, rank_by: str = "magnitude", score: str = "loss") -> tuple[Tensor, Tensor, Tensor]:
+    def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return (log_p.exp() * (log_p - log_q)).sum(1).mean()
+
+    def predictions(sign: float = 1.0, rank_by: str = "magnitude", score: str = "loss") -> tuple[Tensor, Tensor]:
         at = x.clone().requires_grad_()
         logits = model(at)
-        cross_entropy = nn.functional.cross_entropy(logits, y)
-        wanted = cross_entropy if score == "loss" else logits.gather(1, y[:, None]).sum()
+        wanted = nn.functional.cross_entropy(logits, y) if score == "loss" else logits.gather(1, y[:, None]).sum()
         (gradient,) = torch.autograd.grad(wanted, at, retain_graph=True)
         if sign < 0:
             gradient = 1 / gradient  # turns the order of the magnitudes round
         masked = mask_least_salient(x, gradient, ratio, rank_by, fill="mean")
-        log_p, log_q = logits.log_softmax(1), model(masked).log_softmax(1)
-        forward = (log_p.exp() * (log_p - log_q)).sum(1).mean()
-        return cross_entropy, forward, (log_q.exp() * (log_q - log_p)).sum(1).mean()
+        return logits.log_softmax(1), model(masked).log_softmax(1)
 
     def test() -> None:
-        cross_entropy, divergence, reversed_divergence = parts()
+        whole, masked = predictions()
+        cross_entropy = nn.functional.nll_loss(whole, y)
+        divergence, reversed_divergence = kl(whole, masked), kl(masked, whole)
         wanted = cross_entropy + weight * divergence
         answer = student(model, x.clone(), y.clone(), ratio, weight)
         number = expect_number(answer, "The loss")
@@ -958,18 +968,22 @@ def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float
             + weight * divergence,
             "The two predictions in the divergence have changed places.": cross_entropy + weight * reversed_divergence,
             "The sign of the divergence is turned round.": cross_entropy - weight * divergence,
-            "You hid the most salient pixels.": cross_entropy + weight * parts(sign=-1)[1],
+            "You hid the most salient pixels.": cross_entropy + weight * kl(*predictions(sign=-1)),
             "You ranked by the signed gradient; rank by magnitude.": cross_entropy
-            + weight * parts(rank_by="signed")[1],
+            + weight * kl(*predictions(rank_by="signed")),
             "You ranked by the logit's gradient; here the cross-entropy's is asked for.": cross_entropy
-            + weight * parts(score="logit")[1],
+            + weight * kl(*predictions(score="logit")),
         }
         if abs(number - wanted.item()) > 1e-4:
             reason = next((text for text, other in faults.items() if abs(number - other.item()) < 1e-4), "")
             row = [cross_entropy.item(), weight, divergence.item(), wanted.item()]
             with _showing(table(["cross-entropy", "weight", "divergence", "loss"], [row])):
                 raise _Wrong(f"The loss should be {row[-1]:.4f}; your function says {number:.4f}. {reason}".rstrip())
-        _check_learns_from_both_terms(model, answer, cross_entropy, weight, divergence)
+        follows = {
+            who: cross_entropy + weight * kl(log_p, log_q)
+            for who, log_p, log_q in (("masked", whole.detach(), masked), ("whole", whole, masked.detach()))
+        }
+        _check_learns_from_both_terms(model, answer, cross_entropy, (wanted, follows["masked"]), follows["whole"])
 
     hint = (
         "x = x.clone().requires_grad_(); the gradient of the cross-entropy at x (retain_graph=True); "
@@ -979,22 +993,38 @@ def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float
 
 
 def _check_learns_from_both_terms(
-    model: nn.Module, answer: Any, cross_entropy: Tensor, weight: float, divergence: Tensor
+    model: nn.Module, answer: Any, cross_entropy: Tensor, allowed: Sequence[Tensor], backwards: Tensor
 ) -> None:
+    """Raise unless the gradient of `answer` is that of one of the `allowed` losses."""
     weights = list(model.parameters())
     if not isinstance(answer, Tensor) or not answer.requires_grad:
         raise _Wrong("The number is right, but no gradient can flow back from it: return a tensor, not detached.")
+    if any(p.grad is not None for p in weights):
+        raise _Wrong(
+            "The number is right, but your function leaves gradients in the weights, and the step that follows would "
+            "add its own to them: use torch.autograd.grad instead of backward()."
+        )
     try:
         slopes = torch.autograd.grad(answer, weights, allow_unused=True)
     except RuntimeError:
         raise _Wrong(
             "The number is right, but its backward pass fails: use retain_graph=True in autograd.grad."
         ) from None
-    plain = torch.autograd.grad(cross_entropy, weights, retain_graph=True)
-    if all(s is not None and torch.allclose(s, p, atol=1e-6) for s, p in zip(slopes, plain, strict=True)):
+
+    def same(loss: Tensor) -> bool:
+        wanted = torch.autograd.grad(loss, weights, retain_graph=True)
+        return all(s is not None and torch.allclose(s, w, atol=1e-6) for s, w in zip(slopes, wanted, strict=True))
+
+    if any(same(loss) for loss in allowed):
+        return
+    if same(cross_entropy):
         raise _Wrong("The number is right, but the network cannot learn from the divergence: its gradient is cut off.")
-    if any(s is None for s in slopes):
-        raise _Wrong("The number is right, but some weights get no gradient: what was detached?")
+    if same(backwards):
+        raise _Wrong(
+            "The number is right, but the divergence does not move the prediction for the masked image: detach the "
+            "whole image's, or neither."
+        )
+    raise _Wrong("The number is right, but its gradient is not the loss's: what was detached?")
 
 
 def check_plain_steps(student: Callable[[int, int, int], float]) -> bool:

@@ -551,8 +551,8 @@ def draw_errors(ax: Any, clips: np.ndarray, rounding: np.ndarray, clipping: np.n
     best = int(np.argmin(total))
     ax.plot(clips[best], total[best], "*", color="black", markersize=14, label=f"best clip {clips[best]:.2f}")
     ax.axvline(clip, color=COLOURS["w2a2"], linewidth=1.5)
-    ax.set(xlabel="clip", ylabel="mean squared error", ylim=(0, 4 * total[best]))
-    ax.legend()
+    ax.set(xlabel="clip", ylabel="mean squared error", ylim=(0, 6 * total[best]))
+    ax.legend(loc="best")
 
 
 def draw_weights(ax: Any, w: np.ndarray, levels: np.ndarray) -> None:

@@ -39,13 +39,19 @@ def kl(logits, masked_logits):
     return log_p.exp() * (log_p - log_q)
 
 
-def guided(model, x, y, ratio, weight, rank_by="magnitude", swapped=False, cut=False):
+def guided(model, x, y, ratio, weight, rank_by="magnitude", swapped=False, cut=False, held="", backward=False):
     x = x.clone().requires_grad_()
     logits = model(x)
     loss = torch.nn.functional.cross_entropy(logits, y)
-    (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
+    if backward:
+        loss.backward(retain_graph=True)
+        gradient = x.grad
+    else:
+        (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
     masked = model(qsal_helpers.mask_least_salient(x.detach(), gradient, ratio, rank_by, fill="mean"))
-    term = (kl(masked, logits) if swapped else kl(logits, masked)).sum(1).mean()
+    whole = logits.detach() if held == "whole" else logits
+    masked = masked.detach() if held == "masked" else masked
+    term = (kl(masked, whole) if swapped else kl(whole, masked)).sum(1).mean()
     return loss + weight * (term.detach() if cut else term)
 
 
@@ -130,6 +136,7 @@ GRADERS = {
             lambda w, bits: -1.0,
             lambda w, bits: 0.3 * w.std(),
             lambda w, bits: 0.9 * w.abs().max(),
+            lambda w, bits: w.std() * (0.5 + 0.5 * bits),
             lambda w, bits: min(
                 (quantize_uniform(w, bits, -clip, clip) - w).square().mean().item()
                 for clip in (w.abs().max() * torch.linspace(0.01, 1, 100)).tolist()
@@ -207,6 +214,7 @@ GRADERS = {
         "my_integrated_gradients",
         [
             lambda model, x, baseline, target, steps: integrated(model, x, baseline, target, steps),
+            lambda model, x, baseline, target, steps: (x - baseline) * integrated(model, x, baseline, target, 200),
             lambda model, x, baseline, target, steps: x * integrated(model, x, baseline, target, steps),
             lambda model, x, baseline, target, steps: (baseline - x) * integrated(model, x, baseline, target, steps),
             lambda model, x, baseline, target, steps: (
@@ -248,6 +256,7 @@ GRADERS = {
             lambda x, gradient, k, value: torch.cat([hide(x, gradient.abs(), k, value)[:, :1], x[:, 1:]], 1),
             lambda x, gradient, k, value: hide(x, gradient.abs(), k, 0.0),
             lambda x, gradient, k, value: hide(x, gradient.abs(), k, 7.0),
+            lambda x, gradient, k, value: x.copy_(hide(x, gradient.abs(), k, value)),
         ],
     ),
     "check_divergence": (
@@ -276,6 +285,8 @@ GRADERS = {
             lambda model, x, y, ratio, weight: guided(model, x, y, ratio, weight, swapped=True),
             lambda model, x, y, ratio, weight: guided(model, x, y, ratio, weight).item(),
             lambda model, x, y, ratio, weight: guided(model, x, y, ratio, weight, cut=True),
+            lambda model, x, y, ratio, weight: guided(model, x, y, ratio, weight, held="masked"),
+            lambda model, x, y, ratio, weight: guided(model, x, y, ratio, weight, backward=True),
         ],
     ),
     "check_plain_steps": (
@@ -501,11 +512,18 @@ def test_in_a_notebook_a_wrong_curve_is_drawn_beside_the_right_one_however_far_o
                 torch.round((x.abs() - (x - alpha).abs() + alpha) / 2 * (2**bits - 1) / alpha) * alpha / (2**bits - 1)
             ),
         ),
+        ("check_guided_loss", lambda *given: guided(*given, held="whole")),
     ],
-    ids=["quantizer", "PACT"],
+    ids=["quantizer", "PACT", "guided loss"],
 )
 def test_the_formula_of_the_lesson_is_accepted_however_it_is_written(name, answer, capsys):
     assert grade(name, answer, capsys)[0]
+
+
+def test_pact_without_its_clip_is_not_mistaken_for_the_number_of_the_level(capsys):
+    answer = lambda x, alpha, bits: torch.round(x.clamp(min=0) * (2**bits - 1) / alpha) * alpha / (2**bits - 1)
+    verdict, said = grade("check_pact", answer, capsys)
+    assert not verdict and "clip at alpha" in said
 
 
 def test_two_matrices_stand_beside_each_other_at_the_place_that_is_furthest_off():

@@ -115,7 +115,8 @@ plots.plot_explanations(
 # This is the question of the course: **can a network be small and readable at the same time?**
 # Two papers of 2024 combine the same two methods, and their abstracts pull against each other. One says that the
 # combination keeps accuracy and makes the network more interpretable. The other says that few bits cost both.
-# We measure.
+# We measure. For each network we ask for three things: its accuracy, its size in bytes, and how well its maps name the
+# pixels that move its answer. Lesson 03 says how to measure the last.
 
 # %% [markdown]
 # ## How does this course work?
@@ -146,7 +147,8 @@ plots.plot_explanations(
 # ## What do fewer bits do to one prediction?
 #
 # Here we do something cruder than above. We take the *trained* fp32 network and round its weights afterwards:
-# 8 bits allow at most 256 different weights in a layer, 2 bits allow 4. Nothing is trained again.
+# 8 bits allow at most 256 different weights in a layer, 2 bits allow 4. A rule called SAWB chooses how far these levels
+# reach; lesson 01 comes back to it. Nothing is trained again.
 
 
 # %%
@@ -189,10 +191,11 @@ widgets.prediction_panel(data.test.images[:8].numpy(), data.test.labels[:8].toli
 #
 # ### Exercise 1: how many numbers? (easy, 2 minutes)
 #
-# How many different numbers can a word of `bits` bits name? A word is a row of bits: 011 is a word of 3 bits.
+# Above stood 256 for 8 bits and 4 for 2. Why these? How many different numbers can a word of `bits` bits name? A word
+# is a row of bits: 011 is a word of 3 bits.
 #
-# `bits` is a whole number. Return a whole number. Replace the three dots by your lines, which begin with `return` or
-# end with it, and run both cells.
+# `bits` is a whole number. Return a whole number. Replace the three dots by your lines, of which the last begins with
+# `return`, and run both cells.
 
 
 # %%

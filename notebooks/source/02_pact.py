@@ -122,7 +122,8 @@ def accuracy_after(bits, quantile):
 
 # %%
 bits = [8, 6, 4, 3, 2]
-curves = {f"clip at {q:.0%} of them": [accuracy_after(b, q) for b in bits] for q in (1.0, 0.99)}
+names = {1.0: "clip at the largest", 0.99: "clip at 99 % of them"}
+curves = {names[q]: [accuracy_after(b, q) for b in bits] for q in names}
 plots.plot_accuracy(bits, curves, reference=evaluate(twin, data))
 
 # %% [markdown]
@@ -146,9 +147,9 @@ pact(torch.tensor([-1.0, 0.4, 1.7, 8.0]), alpha=3.0, bits=2)
 #
 # $$y = \tfrac{1}{2}\left(|x| - |x - \alpha| + \alpha\right).$$
 #
-# Then the rounding, to $2^k$ levels from 0 to $\alpha$, where $k$ is the number of bits:
+# Then the rounding, to $2^b$ levels from 0 to $\alpha$, where $b$ is the number of bits:
 #
-# $$y_q = \mathrm{round}\!\left(y \cdot \frac{2^k - 1}{\alpha}\right) \cdot \frac{\alpha}{2^k - 1}.$$
+# $$y_q = \mathrm{round}\!\left(y \cdot \frac{2^b - 1}{\alpha}\right) \cdot \frac{\alpha}{2^b - 1}.$$
 
 # %% [markdown]
 # ### Exercise 1: PACT's values (easy, 5 minutes)
@@ -176,7 +177,7 @@ _ = checks.check_pact(my_pact)
 # </details>
 #
 # How good is a given alpha? As in lesson 01 the error has two parts that add up: clipping hurts the activations above
-# alpha, rounding those below.
+# alpha, rounding those below. (With `bits=32`, `pact` clips and does not round.)
 
 # %%
 alphas = torch.linspace(0.2, largest, 60)
@@ -371,8 +372,11 @@ for precision in ("w4a4", "w2a2"):
 
 # %% [markdown]
 # How much is chance? Two networks see the same test images, so only the images on which they differ can tell them
-# apart. Toss a coin for each of those: the difference of the accuracies then has a standard error of the square root of
-# their share, over the square root of the number of images. That is the last figure.
+# apart. The w4a4 network of the first seed and its twin differ on 6.2 % of 2,000 images, which is 124. Toss a coin for
+# each of those. The two sides then differ by about $\sqrt{124} \approx 11$ images, and 11 of 2,000 are 0.6 points.
+#
+# In general this standard error is the square root of the share that differs, over the square root of the number of
+# images. That is the last figure.
 #
 # Now read the losses beside it: none is much larger. So on this data, with this network, two seeds cannot tell 4 bits
 # from float, nor 2 bits. Whatever the loss is, it is about a point at most. Telling more would take more seeds and more
@@ -394,30 +398,42 @@ for precision in ("w4a4", "w2a2"):
 few = load_data("fashion-mnist", size=FEW)
 
 
-def accuracies(precision, **options):
+def trainings(precision, **options):
     with warnings.catch_warnings():
         # Some of these trainings are bad on purpose.
         warnings.filterwarnings("ignore", message="validation accuracy fell")
-        models = [train(precision, seed, few, FEW_EPOCHS, progress=False, **options)[0] for seed in SEEDS]
-    return [100 * evaluate(model, data) for model in models]
+        return [train(precision, seed, few, FEW_EPOCHS, progress=False, **options) for seed in SEEDS]
+
+
+def accuracies(precision, **options):
+    return [100 * evaluate(model, data) for model, _ in trainings(precision, **options)]
 
 
 # %%
 float_few = accuracies("fp32")
 starts = {"0.25": 0.25, "default": None, "10": 10.0}
 frozen = {f"{name}\nfrozen": accuracies("w2a2", alpha=alpha, frozen=True) for name, alpha in starts.items()}
-learned = {f"{name}\nlearned": accuracies("w2a2", alpha=alpha) for name, alpha in starts.items()}
+runs = {name: trainings("w2a2", alpha=alpha) for name, alpha in starts.items()}
+learned = {f"{name}\nlearned": [100 * evaluate(model, data) for model, _ in some] for name, some in runs.items()}
 
 # %%
 rows = [item for pair in zip(frozen.items(), learned.items(), strict=True) for item in pair]
-plots.plot_points(dict(rows), "w2a2: where alpha starts", reference=sum(float_few) / len(float_few))
+plots.plot_points({"float": float_few} | dict(rows), "w2a2: where alpha starts", sum(float_few) / len(float_few))
+
+# %%
+for name, some in runs.items():
+    ends = {layer: f"{values[0]:.2f} to {values[-1]:.2f}" for layer, values in some[0][1].alphas.items()}
+    print(f"start {name}: after the first epoch and at the end", ends)
 
 # %% [markdown]
-# Three things stand in this figure.
+# Three things stand in the figure and in these numbers.
 #
 # - Frozen too small costs accuracy, and learning wins much of it back.
 # - Frozen at a good value is about as good as learned from there. PACT is no magic; it spares the search.
-# - Started at 10, learning makes no clear difference. Why does alpha climb but not descend?
+# - Started at 10, alpha hardly moves. So the two networks are nearly the same, frozen or learned, and what lies between
+#   their accuracies is mostly chance. Do not read smaller differences.
+#
+# From 0.25 alpha climbs. Why does it not descend from 10?
 
 # %% [markdown]
 # ## What pulls alpha down?
@@ -427,7 +443,11 @@ plots.plot_points(dict(rows), "w2a2: where alpha starts", reference=sum(float_fe
 #
 # What is left is **weight decay**: each step takes a small fraction off every parameter. It is the same as adding
 # $\lambda \alpha^2 / 2$ to the loss, where $\lambda$ is the decay. The PACT paper applies it to alpha for this
-# reason. With momentum 0.9 the steps add up to ten times their length, so after $n$ steps of learning rate $\eta$
+# reason.
+#
+# How far does that go? Momentum 0.9 repeats each step 0.9, 0.81, 0.73, … times more, and $1 + 0.9 + 0.81 + \dots = 10$.
+# So each step multiplies alpha by about $1 - 10\,\eta\lambda$, where $\eta$ is the learning rate. With $\eta = 0.1$ and
+# $\lambda = 0.0005$ that is 0.9995. After $n$ such steps
 #
 # $$\alpha_n \approx \alpha_0 \, e^{-10\, \eta \lambda n}.$$
 
@@ -456,12 +476,12 @@ _ = checks.check_steps_to_shrink(steps_to_shrink)
 #
 # </details>
 #
-# Is the formula right? We let alpha learn from 10 once more and compare its end with the formula. `fit` lowers the
-# learning rate over the training; its mean is half of the largest.
+# Is the formula right? We take the training from 10 and compare its end with the formula. `fit` lowers the learning
+# rate over the training; its mean is half of the largest.
 
 # %%
 LR, DECAY = (inspect.signature(fit).parameters[name].default for name in ("lr", "weight_decay"))
-wide, history = train("w2a2", SEEDS[0], few, FEW_EPOCHS, alpha=10.0, progress=False)
+wide, history = runs["10"][0]
 steps = FEW_EPOCHS * math.ceil(0.9 * FEW / 128)
 print(f"formula after {steps} steps: {10 * math.exp(-10 * LR / 2 * DECAY * steps):.3f}")
 print("measured:", {name: round(values[-1], 3) for name, values in history.alphas.items()})
@@ -477,6 +497,10 @@ steps, values = trace["relu4"]
 print(f"relu4 above: formula {6 * math.exp(-10 * LR / 2 * DECAY * steps[-1]):.2f}, measured {values[-1]:.2f}")
 
 # %% [markdown]
+# From 10 next to nothing is clipped, and all four alphas end at the same value. So the loss said nothing; decay did it
+# all. The formula falls a little too far. It counts every step at its full length, and momentum needs some ten steps to
+# reach that. In so short a training this shows, in the long one of `relu4` it does not.
+#
 # The last line answers what pulled on `relu4`: decay, and next to nothing else.
 #
 # And the paper can start at 10, where nothing is lost at the beginning: it has the steps to come down. A short training
@@ -516,7 +540,7 @@ schemes = {
     "DoReFa\nlast layer 8 bits": accuracies("w2a2", scheme="dorefa"),
     "DoReFa\nlast layer float": accuracies(Precision(2, 2, last=32), scheme="dorefa"),
 }
-plots.plot_points(schemes, "w2a2: two weight quantizers", reference=sum(float_few) / len(float_few))
+plots.plot_points({"float": float_few} | schemes, "w2a2: two weight quantizers", sum(float_few) / len(float_few))
 
 # %% [markdown]
 # It is. With an 8-bit last layer DoReFa falls well behind SAWB, although 8 bits are plenty. The size of the last
@@ -554,7 +578,7 @@ for bits in (2, 8, 32):
     print(f"ends at {bits:2} bits: mean error {100 - sum(values) / len(values):.1f} %")
 
 # %% [markdown]
-# First the spread: the two float networks alone, "none", lie about as far apart as the means of the columns do. So this
+# First the spread: the two float networks alone, "none", lie further apart than the means of all columns do. So this
 # experiment does not tell which layer hurts. Do not read a ranking into it. It does tell how much is at stake here: a
 # point or two at most, wherever the 2 bits are.
 #
@@ -598,7 +622,7 @@ for name, inputs in inputs_of(model, ["relu1", "relu2", "relu3"], data.train.ima
 # ## In this lesson
 #
 # - ReLU has no upper end, so a few rare activations decide how coarse the levels are.
-# - PACT clips at a learned alpha and rounds: $y = \mathrm{clip}(x, 0, \alpha)$, then $2^k$ levels.
+# - PACT clips at a learned alpha and rounds: $y = \mathrm{clip}(x, 0, \alpha)$, then $2^b$ levels.
 # - Alpha's gradient is the sum of the gradients that arrive at clipped activations.
 # - PyTorch's `clamp` changed its slope at the ends; code that relies on it changes with the version.
 # - Trained with the quantizers in place, 4 and 2 bits cost about a point at most here: little more than chance.

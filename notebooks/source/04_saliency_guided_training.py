@@ -160,9 +160,13 @@ for name, values in harm_of_plain.items():
 # The order of the three lines is the one the map promises. Its promise was larger, though: pixels that matter least
 # should matter little. Compare the first number with 0, and not with the other two.
 #
-# The reason is what we asked for. Cross-entropy asks for the right class on the training images as they are. It says
-# nothing about slopes, and nothing about images with a few pixels changed. Nothing pushes a slope towards 0 that does
-# no harm there, so how it turns out is left to the random start. That is why the maps of twins differ so much.
+# Two things are mixed in this number. A gradient speaks of *small* changes, and noise is a large one. And no training
+# image had noise in it. Exercise 5 takes them apart: a blur of the same pixels moves the prediction next to nothing.
+#
+# Still, why is the map so little of a promise? The reason is what we asked for. Cross-entropy asks for the right class
+# on the training images as they are. It says nothing about slopes, and nothing about images with a few pixels changed.
+# Nothing pushes a slope towards 0 that does no harm there, so how it turns out is left to the random start. That is why
+# the maps of twins differ so much.
 #
 # Then why not ask? **Saliency-guided training** (Ismail, Corrada Bravo and Feizi, 2021) adds one sentence to the loss:
 # *the prediction shall stay when the least salient pixels are replaced.*
@@ -261,6 +265,14 @@ widgets.mask_panel(
 # **What to notice.** With black, much of what is "replaced" was black before: nothing happens there. With noise the
 # same pixels become a pattern that no training image has. So a small ratio of noise can do more than a large
 # ratio of black. The guided network will be trained on exactly such images.
+#
+# Which fill does the network bear longest? At half of the pixels:
+
+# %%
+for fill, some in says.items():
+    before, after = torch.as_tensor(some[0.0]), torch.as_tensor(some[0.5])
+    kept = after.gather(1, before.argmax(1, keepdim=True)).mean()
+    print(f"{fill:8} the class it saw in the whole image keeps a probability of {kept:.2f}")
 
 # %% [markdown]
 # ## Step 2: the loss
@@ -363,7 +375,8 @@ for name, history in (("plain", plain_history), ("guided", guided_history)):
 
 # %% [markdown]
 # The maps are cheap: a few images, one backward pass. Drawing is dear. So the view keeps every frame, but draws a frame
-# only when less than 4 % of the time so far went into the view, and always the first and the last.
+# only when less than 4 % of the time so far went into the view. The maps come on top, and so do the first frame and the
+# last, which are always drawn. A short training feels them.
 #
 # Here is the last frame of each epoch, plain above guided, for the first two images.
 
@@ -490,8 +503,8 @@ plots.seeds_with_intervals(only(ratios, results), "mask ratio", directions)
 # %% [markdown]
 # A point is one network, its bar the 95 % interval of the mean over the images. Two points of one column are twins.
 #
-# Read it in this order: how far apart are the two points of "plain"? Only a step from plain to guided that is
-# larger than that is worth a word. The table has the means over images and seeds.
+# Read it in this order: how far apart are the two points of one column, wherever that is furthest? Only a step from
+# plain to guided that is larger is worth a word. The table has the means over images and seeds.
 
 # %%
 table = {
@@ -518,8 +531,9 @@ for name in list(plan)[1:]:
 # where we would like to see it.
 #
 # And accuracy? Compare each change with its ±, the 95 % interval over the test images. The interval knows nothing of
-# other seeds, and the figure shows how far apart two seeds are. Most changes point downwards. Telling a loss of half a
-# point from none takes more images and more seeds than a lesson has.
+# other seeds, and the figure shows how far apart two seeds are. All four changes point downwards, and only that of 75 %
+# is larger than its ±, by little. Telling a loss of half a point from none takes more images and more seeds than a
+# lesson has.
 #
 # ## Where it does not help
 #
@@ -559,7 +573,8 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 
 # %% [markdown]
 # Below 0 is good for deletion, above 0 for insertion. One row at a time: do both guided networks lie on the same
-# side of both plain ones? Only then is it more than the seed.
+# side of both plain ones? If not, it may be the seed. If so, it may still be: of four numbers that only chance has
+# ordered, the guided two lie together at one end in one case of three.
 #
 # With **black**, both gradients guided with 50 % lead random by less than both plain ones, in deletion and in
 # insertion. With **blur**, deletion improves from each plain network to the guided one with the same start, but by no
@@ -588,8 +603,9 @@ area = {region: r.float().mean().item() for region, r in regions.items()}
 pd.DataFrame(where | {"share of the area": area}).T.round(3)
 
 # %% [markdown]
-# The background gains and the inside of the object loses. A guess: who has to read images that are half noise needs
-# the background to find out where the object ends. Exercise 5 offers a way to test it.
+# The last row is what a map without any preference has. The plain maps give the background a little less than that, the
+# guided ones more. So the background gains, and the inside of the object loses. A guess: who has to read images that
+# are half noise needs the background to find out where the object ends. Exercise 5 offers a way to test it.
 #
 # Does guidance change a map by more than another random start does?
 
@@ -663,6 +679,11 @@ plots.seeds_with_intervals(only(rivals, results), "training", directions, join=F
 # Ours needs no backward pass of its own for the mask: the cross-entropy's own one also yields the gradient at the
 # pixels. The paper's logit needs a backward pass more. The authors' code also predicts once more, in evaluation mode.
 #
+# Your solution of exercise 3 has to walk through the first graph twice: once for the mask, and once for the weights,
+# because it does not know the loss before the mask. How does the package do it in one walk? It asks for the gradients
+# at the pixels and at the weights together, and keeps both. It can, because the divergence leaves the first prediction
+# alone.
+#
 # ### Exercise 4: the price of a step (easy, 4 minutes)
 #
 # `forward`, `to_input` and `full` are how many forward passes, backward passes to the pixels, and full backward passes
@@ -726,8 +747,10 @@ print(f"a backward pass to the pixels takes {share:.0%} of a full one; counted: 
 # %% [markdown]
 # It costs more. Only convolutions have two jobs of the same size. Batch-norm, ReLU and pooling have one, which both
 # kinds of pass must do, and in a small network they take a good part of the time. The choice of the pixels, the noise
-# and the divergence come on top, and a plain step saves half of its first layer's backward work. A count of passes
-# tells you which of two methods is dearer. It takes a clock to say by how much.
+# and the divergence come on top, and a plain step saves half of its first layer's backward work.
+#
+# So a count of passes is a first guess. It puts the step with the logit's gradient clearly below the published one.
+# Does the clock? Where two counts lie close together, only the clock can tell.
 
 # %% [markdown]
 # ## Exercises

@@ -699,14 +699,20 @@ pd.DataFrame({name: estimates(models[name]) for name in ("fp32", "w8a8", "w4a4",
 #
 # ### What would make 2 bits fast?
 #
-# Write each number as bits: $u = u_0 + 2u_1$ and $a = a_0 + 2a_1$. Then a sum of products needs only the bits that are
-# 1 in both: one AND for many numbers at once, and a count of ones, called **popcount**, for which processors have an
-# instruction.
+# Take the weights 3, 1, 2 and the activations 1, 3, 2. Write the low bits of all weights as one word, 1 1 0, and their
+# high bits as another, 1 0 1. The activations have the words 1 1 0 and 0 1 1.
 #
-# $$\sum_n u_n a_n = \sum_{i,j} 2^{i+j}\, \mathrm{popcount}(u_i \wedge a_j)$$
+# AND of the two low words is 1 1 0: two ones. Low weights with high activations: 0 1 0, one. High with low: 1 0 0, one.
+# High with high: 0 0 1, one. A high bit counts twice as much, so the sum is $2 + 2 \cdot 1 + 2 \cdot 1 + 4 \cdot 1 =
+# 10$. And $3 \cdot 1 + 1 \cdot 3 + 2 \cdot 2$ is 10, too.
 #
-# Here $u_i$ is the word that holds bit $i$ of all weights, $a_j$ that with bit $j$ of all activations, and $\wedge$ is
-# AND.
+# So a sum of products needs only ANDs, each for many numbers at once, and counts of ones. Such a count is called
+# **popcount**, and processors have an instruction for it:
+#
+# $$\sum_n u_n a_n = \sum_{i,j} 2^{i+j}\, \mathrm{popcount}(U_i \wedge A_j)$$
+#
+# Here $u_n$ and $a_n$ are the weights and the activations, $U_i$ is the word that holds bit $i$ of all weights, $A_j$
+# that with bit $j$ of all activations, and $\wedge$ is AND.
 
 
 # %%
@@ -790,27 +796,32 @@ print(f"{len(images)} test images that all four trained networks get right")
 # %%
 maps = {name: occlusion_maps(lambda x, m=models[name]: answers_of(m, x), images, target) for name in plan}
 maps["w2a2 integers"] = occlusion_maps(lambda x: net(x) * net.output_scale, images, target)
+session = export.onnx_session(files["cnn"]["2 bits, packed"])
+maps["w2a2 file"] = occlusion_maps(lambda x: session.run(None, {"image": x})[0], images, target)
 maps["random"] = torch.rand(maps["fp32"].shape, generator=torch.Generator().manual_seed(SEED))
 difference = (maps["w2a2 integers"] - maps["w2a2"]).abs()
 print(f"integers and torch twin: maps differ by at most {difference.max():.1e} logits")
 print(f"the largest value of a w2a2 map is {maps['w2a2'].abs().max():.1f} logits")
 
 # %%
-shown = {name: maps[name][:3] for name in ("fp32", "fp32 twin", "w2a2", "w2a2 integers")}
+shown = {name: maps[name][:3] for name in ("fp32", "fp32 twin", "w2a2", "w2a2 file")}
 names = [data.class_names[label] for label in target[:3]]
 plots.saliency_grid(images[:3], shown, shared="row", row_titles=names, unit="fall of the logit", title="Occlusion maps")
 
 # %% [markdown]
 # Purple: covering these pixels lowers the logit. Orange: it raises it.
 #
-# The last two columns answer the question: the deployed network looks where its torch twin looks. This is no surprise
+# On the sandal the darkest purple lies beside the shoe, where the image is black. There the grey square takes nothing
+# away, it puts something in. As in lesson 04, the fill is a part of the question.
+#
+# The last two columns answer ours: the deployed network looks where its torch twin looks. This is no surprise
 # after the agreement of their answers, and it is worth a measurement all the same, as a map asks about images that
 # are in no test set.
 #
 # Whether 2 bits look where *fp32* looks is another question. The fp32 twin sets the mark.
 
 # %%
-pairs = {"w2a2 integers / w2a2": ("w2a2 integers", "w2a2")}
+pairs = {f"{name} / w2a2": (name, "w2a2") for name in ("w2a2 integers", "w2a2 file")}
 pairs |= {f"{name} / fp32": (name, "fp32") for name in ("fp32 twin", "w4a4", "w2a2", "random")}
 kinship = {
     label: {name: measure(maps[first].abs(), maps[second].abs()).numpy() for name, (first, second) in pairs.items()}
@@ -822,10 +833,11 @@ plots.distributions(kinship, ["rank correlation of the two maps", "share of the 
 pd.DataFrame({label: {name: np.median(v) for name, v in rows.items()} for label, rows in kinship.items()}).round(3)
 
 # %% [markdown]
-# The numbers are medians over the images. Deployment itself moves next to nothing here: what separates a 2-bit network
-# from fp32 was there after training. Compare the rows of w4a4 and w2a2 with the twin's before you call the rest an
-# effect of the bits. As in lesson 03 the twin is at a disadvantage, because w4a4 and w2a2 share fp32's first weights.
-# And this is one training of each kind.
+# The numbers are medians over the images. The integers repeat the network that they were made from. The file holds the
+# aligned network, whose parameters are slightly other ones, and so its map moves a little. Both are little against what
+# separates a 2-bit network from fp32, and that was there after training. Compare the rows of w4a4 and w2a2 with the
+# twin's before you call the rest an effect of the bits. As in lesson 03 the twin is at a disadvantage, because w4a4 and
+# w2a2 share fp32's first weights. And this is one training of each kind.
 
 # %% [markdown]
 # ## Choose a file
@@ -872,7 +884,7 @@ widgets.deployment_panel(some_images.numpy(), some_labels.tolist(), data.class_n
 # could not. The **entropy** $-\sum p \log_2 p$, with $p$ the share of each code, is the mean number of bits that are
 # really needed if codes are independent of each other. The next cell prints it for each 2-bit layer, and what `zlib`
 # makes of the whole file. Which layer wastes the most? Would you ship compressed files? What would it take to use
-# them? Try the fp32 file, and w4a4.
+# them? Try the files with 4 bits, too.
 
 # %%
 for name in ("conv2", "conv3", "fc1"):
@@ -886,8 +898,9 @@ for file in ("fp32", "2 bits, int8", "2 bits, packed"):
 # %% [markdown]
 # <details><summary>What to look for</summary>
 #
-# The entropy cannot exceed 2. The further it lies below, the more a compressor may gain; SAWB spreads the weights over
-# all four levels, so there is not much left. Look at the second file: 2-bit codes in bytes, unpacked. A compressor
+# The entropy cannot exceed 2. The further it lies below, the more a compressor may gain. `fc1` wastes the most, about a
+# quarter of a bit a weight, and nine tenths of the weights are there. SAWB spreads them over all four levels, so there
+# is not much more to gain. Look at the second file: 2-bit codes in bytes, unpacked. A compressor
 # finds the six idle bits by itself, so a *download* may be small without packing. But to run, the file has to be
 # decompressed to its full size, and the memory of the device sees that.
 #
@@ -914,7 +927,8 @@ for file in ("fp32", "2 bits, int8", "2 bits, packed"):
 # - An accumulator must hold the largest sum, and its sign. Overflow is silent.
 # - A batch-norm folds into a scale for each filter and a bias. The codes stay.
 # - A file is small only if its weights are packed. Names, scales and biases remain.
-# - Packed files save bytes, int8 containers save time, and in a tiny network they may not even do that.
+# - Packed files save bytes. Whether int8 containers save time depends on the network and on how many images come at
+#   once: measure.
 # - Bit operations and energy are estimates of a machine that is not the one you measure on.
 # - The deployed network and its torch twin look at the same pixels.
 
