@@ -428,7 +428,8 @@ def check_best_clip(student: Callable[[Tensor, int], float]) -> bool:
             answer = expect_number(student(w.clone(), bits), "The clip")
             if answer > 0 and _grid_error(w, bits, answer) <= 1.02 * errors[best]:
                 continue
-            says = f"For {tails} weights, typically {w.square().mean().sqrt():.2g}, your clip at {bits} bits is {answer:.4g}."
+            typical = w.square().mean().sqrt()
+            says = f"For {tails} weights, typically {typical:.2g}, your clip at {bits} bits is {answer:.4g}."
             if answer <= 0:
                 raise _Wrong(f"{says} A clip is a number above 0.")
             if abs(answer - errors[best]) < 0.02 * errors[best]:

@@ -482,8 +482,9 @@ def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, 
 def compare(records: pd.DataFrame, value: str, one: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
     """Return by how much `value` differs between two kinds of runs, paired by their seeds.
 
-    Runs of one seed share the first weights' seed and the order of the images, so their difference has less noise in it
-    than the two have by themselves.
+    Runs of one seed share the first weights' seed and the order of the images. Where that makes them alike, their
+    difference has less noise in it than the two have by themselves; where it does not, pairing gains nothing and costs
+    degrees of freedom.
 
     Parameters
     ----------
@@ -493,7 +494,8 @@ def compare(records: pd.DataFrame, value: str, one: dict[str, Any], base: dict[s
     Returns
     -------
     ``difference`` (one minus base, mean over the seeds that both have), ``low`` and ``high`` (its 95 % interval), ``p``
-    (two-sided paired t-test; NaN with fewer than two seeds) and ``seeds``.
+    (two-sided paired t-test; NaN with fewer than two seeds, or if the difference is the same at each, which tells
+    nothing of its spread) and ``seeds``. All this knows of other seeds, and nothing of other test images.
 
     Raises
     ------
@@ -647,10 +649,31 @@ def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = T
     return pd.DataFrame(rows, columns=["id", "reference", "rank correlation", "top-k overlap", "ssim"])
 
 
+def main_records(records: pd.DataFrame, *varied: str) -> pd.DataFrame:
+    """Return the records that differ from one of the plan's main runs in nothing but precision, objective and seed.
+
+    Parameters
+    ----------
+    varied : further fields of `Run` in which they may differ, such as "mask_ratio".
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> records = pd.DataFrame([dataclasses.asdict(Run(objective="guided", mask_ratio=r)) for r in (0.5, 0.75)])
+    >>> len(main_records(records)), len(main_records(records, "mask_ratio"))
+    (1, 2)
+    """
+    free = {"precision", "objective", "seed", *varied}
+    kept = [f.name for f in dataclasses.fields(Run) if f.name not in free]
+    plans = plan()
+    wanted = {tuple(getattr(run, name) for name in kept) for group in MAIN_GROUPS for run in plans[group]}
+    return records[[row in wanted for row in records[kept].itertuples(index=False, name=None)]]
+
+
 def table(records: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     """Return the papers' comparison: mean ± standard deviation over seeds (how many), a column a precision.
 
-    Only runs that differ from one of the plan's main runs in nothing but precision, objective and seed are counted.
+    Only the `main_records` are counted.
 
     Examples
     --------
@@ -659,11 +682,7 @@ def table(records: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     >>> table(records).loc[("fashion-mnist", "full", "plain"), "fp32"]
     '0.935 ± 0.007 (2)'
     """
-    free = {"precision", "objective", "seed"}
-    kept = [f.name for f in dataclasses.fields(Run) if f.name not in free]
-    plans = plan()
-    wanted = {tuple(getattr(run, name) for name in kept) for group in MAIN_GROUPS for run in plans[group]}
-    main = records[[row in wanted for row in records[kept].itertuples(index=False, name=None)]]
+    main = main_records(records)
     groups = main.groupby(["data", "size", "objective", "precision"], sort=False)[value]
     spread = lambda v: f" ± {v.std():.3f}" if len(v) > 1 else ""
     cells = groups.agg(lambda v: f"{v.mean():.3f}{spread(v)} ({len(v)})")

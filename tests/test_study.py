@@ -35,6 +35,7 @@ from qsal_helpers.study import (
     holm,
     interval,
     load_records,
+    main_records,
     plan,
     read_record,
     run_all,
@@ -259,6 +260,12 @@ def test_a_comparison_needs_two_seeds_for_a_verdict_and_one_run_a_seed():
         compare(frame, "accuracy", {"seed": 0}, {"bits": 2})
 
 
+def test_the_same_difference_at_every_seed_tells_nothing_of_its_spread_and_has_no_p_value():
+    frame = pd.DataFrame({"bits": [4, 4, 2, 2], "seed": [0, 1, 0, 1], "accuracy": [0.75, 0.5, 0.5, 0.25]})
+    found = compare(frame, "accuracy", {"bits": 4}, {"bits": 2})
+    assert found["difference"] == 0.25 and math.isnan(found["p"])
+
+
 def test_holms_correction_keeps_false_alarms_among_many_tests_at_the_level():
     generator = np.random.default_rng(0)
     alarms = np.mean([min(holm(generator.random(10))) < 0.05 for _ in range(2000)])
@@ -388,7 +395,9 @@ def test_a_run_that_differs_from_the_plans_in_anything_else_enters_no_cell_of_th
     others = [{"model": "lenet5"}, {"epochs": 9}, {"augment": True}, {"explained": 4}, {"size": 500}, {"first": 2}]
     runs = [Run(seed=0), Run(seed=7, objective="guided"), *(Run(seed=1, **other) for other in others)]
     runs.append(next(run for run in plan()["cifar10"] if (run.precision, run.objective) == ("fp32", "plain")))
-    found = table(pd.DataFrame([dataclasses.asdict(run) | {"accuracy": 0.5} for run in runs]))
+    records = pd.DataFrame([dataclasses.asdict(run) | {"accuracy": 0.5} for run in runs])
+    assert set(main_records(records, "epochs", "first").index) - set(main_records(records).index) == {3, 7}
+    found = table(records)
     assert found["fp32"].to_dict() == {
         ("fashion-mnist", "full", "plain"): "0.500 (1)",
         ("fashion-mnist", "full", "guided"): "0.500 (1)",
