@@ -423,7 +423,7 @@ count.pivot_table(index=["set", "claim"], columns="verdict", values="measure", a
 
 # %% [markdown]
 # Accuracy is settled on the official FashionMNIST: the guided w4a4 network has kept it, the guided w2a2 network has
-# lost a point. No verdict on a map is.
+# lost a point. Of its maps one thing is: guidance takes them off the object.
 #
 # How to read "undecided"? Before a difference survives fourteen questions, it has to be 6 times its standard error with
 # five seeds, and 17 times with three. The intervals say more than the verdicts. And two things they do not say. The
