@@ -1829,7 +1829,7 @@ def plot_choice_of_study(
 
     Parameters
     ----------
-    series : as a panel of `plot_against_bits`.
+    series : as a panel of `plot_against_bits`; may hold no value.
     precision : whose differences are shown on the right; its place is marked on the left.
     differences : guided minus plain, one a seed; may be empty.
 
@@ -1844,13 +1844,15 @@ def plot_choice_of_study(
     if precision in precisions:
         place = precisions.index(precision)
         left.axvspan(place - 0.45, place + 0.45, color=COLOURS["data"], alpha=0.2, linewidth=0)
-    draw_against_bits(left, series)
+    if precisions:
+        draw_against_bits(left, series)
+        left.legend(loc="best")
     left.set(title=title, ylabel=measure)
-    left.legend(loc="best")
     right.axhline(0, color="black", linewidth=1)
     right.bar(range(len(differences)), differences, color=COLOURS["guided"])
     right.set(title=f"{precision}: guided minus plain", xlabel="seed", ylabel=f"change of {measure}")
     right.set_xticks(range(len(differences)))
-    if not len(differences):
-        right.text(0.5, 0.6, "no record", ha="center", va="center", transform=right.transAxes)
+    for ax, shown in ((left, precisions), (right, differences)):
+        if not len(shown):
+            ax.text(0.5, 0.6, "no record", ha="center", va="center", transform=ax.transAxes)
     return figure

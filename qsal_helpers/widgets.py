@@ -499,7 +499,7 @@ def study_panel(
     sets, measures, ratios = (list(dict.fromkeys(column)) for column in zip(*values, strict=True))
 
     def draw(data: str, measure: str, precision: str, ratio: float) -> Picture:
-        plain, guided = values[data, measure, 0], values.get((data, measure, ratio), {})
+        plain, guided = (values.get((data, measure, r), {}) for r in (0, ratio))
         seeds = sorted(set(plain.get(precision, {})) & set(guided.get(precision, {})))
         differences = [guided[precision][seed] - plain[precision][seed] for seed in seeds]
         found = {"plain": plain, f"guided (ratio {ratio:g})": guided}

@@ -184,3 +184,17 @@ def test_every_setting_of_the_combined_panel_shows_another_picture():
         precision.value, ratio.value = setting
         seen.add(picture())
     assert len(seen) == 4
+
+
+# ---------------------------------------------------------------- lesson 06
+
+
+def test_the_studys_panel_shows_a_picture_where_a_data_set_has_no_record_of_a_measure():
+    one = {"fp32": {0: 0.9, 1: 0.91}}
+    values = {("mnist", "accuracy", r): one for r in (0, 0.5)} | {("mnist", "on object", r): one for r in (0, 0.5)}
+    box = widgets.study_panel(values | {("cifar10", "accuracy", r): one for r in (0, 0.5)}, ["fp32"])
+    data, measure = box.children[0].children[:2]
+    data.value, measure.value = "cifar10", "on object"
+    alone = plots.plot_choice_of_study({"plain": {}, "guided (ratio 0.5)": {}}, "fp32", [], "on object", "cifar10")
+    assert bytes(box.children[-1].value) == alone.to_png(compression=1)
+    assert [ax.texts[-1].get_text() for ax in alone.axes] == ["no record", "no record"]
