@@ -11,9 +11,7 @@ ranking-mini``, and the same with ``fashion-mnist-mini``, ``statistics-mini`` an
 import argparse
 from pathlib import Path
 
-import pandas as pd
-
-from qsal_helpers.study import compare, load_records
+from qsal_helpers.study import GAINS, compare, load_records, main_records, with_gains
 
 CHOICES = {
     "plain": {"objective": "plain"},
@@ -28,30 +26,22 @@ BASES = {
     "ranked by magnitude": "published prose",
     "published code, statistics kept": "published code",
 }
-
-
-def measures(records: pd.DataFrame) -> pd.DataFrame:
-    """Return accuracy, the gradient map's gains over the random map, focus, place and sensitivity of each record."""
-    found = records[["accuracy"]].copy()
-    for fill in ("black", "blur"):
-        for kind, sign in (("deletion", -1), ("insertion", 1)):
-            gain = records[f"gradient: {kind}, {fill}"] - records[f"random: {kind}, {fill}"]
-            found[f"{kind} gain, {fill}"] = sign * gain
-    names = {"gini": "Gini", "foreground mass": "on object", "sensitivity": "sensitivity"}
-    return found.assign(**{name: records[f"gradient: {old}"] for old, name in names.items()})
+NAMES = {
+    "gradient: gini": "Gini",
+    "gradient: foreground mass": "on object",
+    "gradient: sensitivity": "sensitivity",
+}
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Choices of saliency-guided training against the published procedure.")
     parser.add_argument("--folder", type=Path, default=Path("notebooks/results/study"), help="of the records")
-    records = load_records(parser.parse_args().folder)
-    wanted = {"data": "fashion-mnist", "size": "mini", "precision": "fp32", "fill": "uniform", "mask_ratio": 0.5}
-    records = records[(records[list(wanted)] == list(wanted.values())).all(axis=1)]
-    found = measures(records)
-    records = records[["objective", "rank_by", "seed"]].join(found)
+    records = with_gains(main_records(load_records(parser.parse_args().folder), "rank_by"))
+    wanted = {"data": "fashion-mnist", "size": "mini", "precision": "fp32"}
+    records = records[(records[list(wanted)] == list(wanted.values())).all(axis=1)].rename(columns=NAMES)
     print("| measure | " + " | ".join(CHOICES) + " |\n|---|" + "---|" * len(CHOICES))
-    for measure in found:
+    for measure in ("accuracy", *GAINS, *NAMES.values()):
         cells = []
         for name, choice in CHOICES.items():
             each = compare(records, measure, choice, CHOICES[BASES[name]]) if name in BASES else None

@@ -34,6 +34,7 @@ from . import metrics
 from ._arguments import check_whole
 from .checkpoints import _write, load_model, save_model
 from .data import ImageData, load_data
+from .distillation import Distilled
 from .guided import SaliencyGuided
 from .machine import _cores
 from .models import build_model
@@ -72,7 +73,9 @@ class Run:
         "published-frozen", the same but for batch-norm's running statistics, which masked images do not touch, or
         "published-magnitude", the same but for the ranking, which is that of the paper's prose.
     mask_ratio, weight, rank_by, fill, ramp_steps : of `SaliencyGuided`; "published" reads only the ratio, "plain" none.
-    epochs, augment, seed : of `fit`. The seed also draws the first weights.
+    start : "scratch", or "twin": the weights of the plain fp32 network of the same seed, trained first.
+    distilled : whether that twin is a teacher as well (`Distilled`).
+    epochs, lr, augment, seed : of `fit`. The seed also draws the first weights.
     explained : how many test images the maps' metrics are taken over, the first ones of the test set.
 
     Examples
@@ -95,7 +98,10 @@ class Run:
     rank_by: str = "signed"
     fill: str = "uniform"
     ramp_steps: int = 0
+    start: str = "scratch"
+    distilled: bool = False
     epochs: int = 8
+    lr: float = 0.1
     augment: bool = False
     explained: int = 500
     seed: int = 0
@@ -114,17 +120,28 @@ class Run:
         options = (f"--{name.replace('_', '-')} {value}" for name, value, default in given if value != default)
         return " ".join(["python -m qsal_helpers.study run --folder build/again", *options])
 
-    def build(self, data: ImageData) -> nn.Module:
-        """Return the untrained model."""
+    @property
+    def twin(self) -> Run | None:
+        """The plain fp32 run of the same seed that this one starts or learns from; None if it does neither."""
+        if self.start not in ("scratch", "twin"):
+            raise ValueError(f"start must be 'scratch' or 'twin'; got {self.start!r}")
+        if self.start == "scratch" and not self.distilled:
+            return None
+        return Run(self.data, self.size, self.model, epochs=self.epochs, augment=self.augment, seed=self.seed)
+
+    def build(self, data: ImageData, twin: nn.Module | None = None) -> nn.Module:
+        """Return the untrained model, or one that starts from the weights of `twin`."""
         torch.manual_seed(self.seed)
         model = build_model(self.model, in_channels=data.in_channels, num_classes=data.num_classes)
+        if self.start == "twin":
+            model.load_state_dict(twin.state_dict())
         precision = Precision.parse(self.precision)
         if self.precision == "fp32":
             return model
         return quantize(model, dataclasses.replace(precision, first=self.first, last=self.last), self.scheme)
 
-    def build_objective(self) -> Objective:
-        """Return what `fit` minimises."""
+    def build_objective(self, twin: nn.Module | None = None) -> Objective:
+        """Return what `fit` minimises; `twin` is the teacher of a distilled run."""
         published = lambda **changes: dataclasses.replace(SaliencyGuided.as_published(self.mask_ratio), **changes)
         # Functions, because an objective may refuse fields that another one does not read.
         objectives = {
@@ -138,7 +155,8 @@ class Run:
         }
         if self.objective not in objectives:
             raise ValueError(f"objective must be one of {', '.join(objectives)}; got {self.objective!r}")
-        return objectives[self.objective]()
+        objective = objectives[self.objective]()
+        return Distilled(twin, objective) if self.distilled else objective
 
 
 # ---------------------------------------------------------------- one run
@@ -165,19 +183,7 @@ def execute(run: Run, resume: str | os.PathLike | None = None, progress: bool = 
     ('done', 'gradient: deletion, black')
     """
     data = load_data(run.data, run.size)
-    model = run.build(data)
-    history = fit(
-        model,
-        data,
-        run.build_objective(),
-        epochs=run.epochs,
-        seed=run.seed,
-        augment=run.augment,
-        resume=resume,
-        progress=progress,
-    )
-    if history.interrupted:
-        raise KeyboardInterrupt
+    model, history = _train(run, data, resume, progress)
     rows = describe(model)
     record = {
         "run": dataclasses.asdict(run),
@@ -199,6 +205,16 @@ def execute(run: Run, resume: str | os.PathLike | None = None, progress: bool = 
         **measure(model, data, run.explained),
     }
     return record, model
+
+
+def _train(run: Run, data: ImageData, resume: str | os.PathLike | None, progress: bool) -> tuple[nn.Module, History]:
+    twin = _train(run.twin, data, None, progress)[0] if run.twin else None
+    model, objective = run.build(data, twin), run.build_objective(twin)
+    options = {"epochs": run.epochs, "lr": run.lr, "seed": run.seed, "augment": run.augment}
+    history = fit(model, data, objective, **options, resume=resume, progress=progress)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    return model, history
 
 
 def measure(model: nn.Module, data: ImageData, explained: int = 500) -> dict[str, Any]:
@@ -444,7 +460,8 @@ def load_records(folder: str | os.PathLike) -> pd.DataFrame:
         if record["status"] == "done":
             figures = {k: v for k, v in record.items() if isinstance(v, (int, float, str))}
             means = {name: value.get("mean") for name, value in record["metrics"].items()}
-            rows.append(figures | record["run"] | means)
+            # Through Run, so that fields added later have their defaults in earlier records.
+            rows.append(figures | dataclasses.asdict(Run(**record["run"])) | means)
     return pd.DataFrame(rows)
 
 
@@ -647,6 +664,38 @@ def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = T
         means = {name: round(float(values.nanmean()), 5) for name, values in found.items()}
         rows.append({"id": run.id, "reference": reference.id} | means)
     return pd.DataFrame(rows, columns=["id", "reference", "rank correlation", "top-k overlap", "ssim"])
+
+
+GAINS = tuple(f"{kind} gain, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur"))
+
+
+def with_gains(records: pd.DataFrame, method: str = "gradient", of_the_room: bool = False) -> pd.DataFrame:
+    """Return the records with four more columns, `GAINS`: by how much a method's map beats the random map.
+
+    Above 0 the map is better: a smaller area under the deletion curve, a larger one under the insertion curve.
+
+    Parameters
+    ----------
+    method : one of `METHODS`.
+    of_the_room : whether to divide each gain by the largest that there could be on this network: for deletion the
+        random map's area, for insertion one minus it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> areas = {f"random: {kind}, {fill}": [0.5] for kind in ("deletion", "insertion") for fill in ("black", "blur")}
+    >>> areas |= {name.replace("random", "gradient"): [0.3] for name in areas}
+    >>> with_gains(pd.DataFrame(areas))[list(GAINS)].round(1).values.tolist()
+    [[0.2, 0.2, -0.2, -0.2]]
+    """
+    gains = {}
+    for name in GAINS:
+        kind, fill = name.split()[0], name.rpartition(", ")[2]
+        chance = records[f"random: {kind}, {fill}"]
+        gap = records[f"{method}: {kind}, {fill}"] - chance
+        gain, room = (gap, 1 - chance) if kind == "insertion" else (-gap, chance)
+        gains[name] = gain / room if of_the_room else gain
+    return records.assign(**gains)
 
 
 def main_records(records: pd.DataFrame, *varied: str) -> pd.DataFrame:

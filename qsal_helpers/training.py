@@ -342,9 +342,15 @@ def _description(objective: Objective) -> str:
     return getattr(objective, "__qualname__", type(objective).__qualname__)
 
 
+def _parts(objective: Objective) -> list[Any]:
+    """Return an objective that holds state of its own, and those that it is built around."""
+    inner = getattr(objective, "objective", None)
+    return [objective] * hasattr(objective, "__dict__") + (_parts(inner) if inner is not None else [])
+
+
 def _keep(path: Path, live: _Live, history: History, best: dict[str, Any]) -> None:
     """Write all that the next epoch depends on, so that a kill at any moment leaves the old file or the new one."""
-    counts = {name: value for name, value in getattr(live.objective, "__dict__", {}).items() if type(value) is int}
+    counts = [{k: v for k, v in vars(part).items() if type(v) is int} for part in _parts(live.objective)]
     kept = {
         "made_for": live.made_for,
         "model": live.model.state_dict(),
@@ -373,8 +379,8 @@ def _restore(path: Path, live: _Live) -> tuple[History, float, dict[str, Any]]:
             raise ValueError(f"it was made for {theirs}, this training has {ours}")
         live.model.load_state_dict(kept["model"])
         live.optimizer.load_state_dict(kept["optimizer"])
-        for name, value in kept["objective"].items():
-            setattr(live.objective, name, value)
+        for part, counts in zip(_parts(live.objective), kept["objective"], strict=True):
+            vars(part).update(counts)
         live.order.set_state(kept["order"])
         torch.set_rng_state(kept["random"])
         if live.device.type == "cuda":

@@ -27,6 +27,7 @@ from qsal_helpers.data import ImageData, Split
 from qsal_helpers.guided import SaliencyGuided
 from qsal_helpers.saliency import saliency_map
 from qsal_helpers.study import (
+    GAINS,
     RecordError,
     Run,
     agreement,
@@ -41,11 +42,15 @@ from qsal_helpers.study import (
     run_all,
     summary,
     table,
+    with_gains,
 )
-from qsal_helpers.training import cross_entropy
+from qsal_helpers.training import cross_entropy, fit
 
 TINY = Run("mnist", size=500, model="lenet5", epochs=1, explained=4)
 LONGER = dataclasses.replace(TINY, precision="w2a2", objective="guided", epochs=6, ramp_steps=10)
+TAUGHT = dataclasses.replace(
+    TINY, precision="w2a2", objective="guided", start="twin", distilled=True, lr=0.05, explained=5, seed=1
+)
 LONG = dataclasses.replace(LONGER, epochs=12)  # long enough to be killed on the way
 
 
@@ -77,7 +82,17 @@ def test_a_field_added_later_leaves_the_ids_of_earlier_runs_as_they_are():
         assert Later(**dataclasses.asdict(run), added=4).id != run.id
 
 
-@pytest.mark.parametrize("run", [TINY, LONGER, plan()["cifar10"][-1], plan()["ends-mini"][0]], ids=lambda run: run.id)
+def test_a_record_from_before_a_field_was_added_has_its_default_in_the_table(done, tmp_path):
+    folder, (_, good), _ = done
+    record = read_record(folder, good)
+    del record["run"]["start"], record["run"]["distilled"]
+    (tmp_path / f"{good.id}.json").write_text(json.dumps(record))
+    assert load_records(tmp_path)[["start", "distilled"]].values.tolist() == [["scratch", False]]
+
+
+@pytest.mark.parametrize(
+    "run", [TINY, LONGER, TAUGHT, plan()["cifar10"][-1], plan()["ends-mini"][0]], ids=lambda run: run.id
+)
 def test_the_command_of_a_run_asks_for_that_run(run, monkeypatch):
     asked = []
     monkeypatch.setattr(study, "run_all", lambda runs, folder, workers: asked.extend(runs))
@@ -103,6 +118,32 @@ def test_the_bits_of_the_end_layers_are_those_of_the_run(digits):
     model = Run(precision="w4a4", first=2, last=3).build(digits)
     bits = [m.weight_bits for m in model.modules() if hasattr(m, "weight_bits")]
     assert (bits[0], bits[-1], set(bits[1:-1])) == (2, 3, {4})
+
+
+def test_a_run_with_a_twin_starts_from_the_plain_fp32_network_of_its_seed_and_learns_from_it(digits, monkeypatch):
+    trained = []
+
+    def noting_fit(model, data, objective, **options):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        trained.append((before, model, objective, options["lr"]))
+        return fit(model, data, objective, **options)
+
+    monkeypatch.setattr(study, "fit", noting_fit)
+    record, model = study.execute(TAUGHT)
+    (_, twin, plain, _), (before, student, taught, lr) = trained
+    assert TAUGHT.twin == dataclasses.replace(TINY, seed=1, explained=500) and plain is cross_entropy
+    assert all(torch.equal(before[name], value) for name, value in twin.state_dict().items())
+    assert (taught.teacher, taught.objective, lr) == (twin, SaliencyGuided(), TAUGHT.lr) and student is model
+    assert record["history"]["loss"] and str(model.precision) == "w2a2"
+
+
+def test_a_run_without_a_twin_trains_one_network_and_an_unknown_start_is_refused(digits, monkeypatch):
+    calls = []
+    monkeypatch.setattr(study, "fit", lambda *given, **options: calls.append(given) or fit(*given, **options))
+    study.execute(TINY)
+    assert len(calls) == 1 and TINY.twin is None
+    with pytest.raises(ValueError, match="start must be 'scratch' or 'twin'; got 'afar'"):
+        study.execute(dataclasses.replace(TINY, start="afar"))
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +269,19 @@ def test_only_the_plans_main_runs_enter_the_paper_style_table():
 
 
 # ---------------------------------------------------------------- what the records say
+
+
+def test_a_gain_is_how_much_better_than_the_random_map_and_its_room_how_much_better_it_could_be():
+    areas = {"deletion, black": (0.4, 0.1), "deletion, blur": (0.5, 0.6), "insertion, black": (0.2, 0.5)}
+    areas |= {"insertion, blur": (0.6, 1.0)}
+    columns = {f"random: {name}": [chance] for name, (chance, _) in areas.items()}
+    records = pd.DataFrame(columns | {f"input_x_gradient: {name}": [own] for name, (_, own) in areas.items()})
+    gains = {"deletion gain, black": 0.3, "deletion gain, blur": -0.1, "insertion gain, black": 0.3}
+    gains |= {"insertion gain, blur": 0.4}
+    shares = {"deletion gain, black": 0.75, "deletion gain, blur": -0.2, "insertion gain, black": 0.375}
+    shares |= {"insertion gain, blur": 1.0}
+    assert with_gains(records, "input_x_gradient")[list(GAINS)].iloc[0].to_dict() == pytest.approx(gains)
+    assert with_gains(records, "input_x_gradient", True)[list(GAINS)].iloc[0].to_dict() == pytest.approx(shares)
 
 
 def test_the_interval_of_a_mean_is_that_of_scipy_and_covers_the_truth_as_often_as_it_says():

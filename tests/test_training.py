@@ -14,6 +14,7 @@ from torch import nn
 
 from qsal_helpers import PACT, SaliencyGuided, build_model, evaluate, fit, load_data, quantize, training
 from qsal_helpers.data import ImageData, Split
+from qsal_helpers.distillation import Distilled
 from qsal_helpers.quantization import ALPHA_MIN
 from qsal_helpers.training import History, TrainingDiverged, cross_entropy
 
@@ -294,7 +295,11 @@ def test_gradients_that_an_interrupt_left_switched_off_are_on_again_after_traini
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("objective", [cross_entropy, SaliencyGuided(0.5, ramp_steps=20)], ids=["plain", "ramp"])
+@pytest.mark.parametrize(
+    "objective",
+    [cross_entropy, SaliencyGuided(0.5, ramp_steps=20), Distilled(net(seed=1), SaliencyGuided(0.5, ramp_steps=20))],
+    ids=["plain", "ramp", "teacher and ramp"],
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_resumed_training_ends_with_the_numbers_of_an_undisturbed_one(objective, device, tmp_path):
     whole, parts = net("w4a4", dropout=0.2), net("w4a4", dropout=0.2)
@@ -615,6 +620,7 @@ def test_an_objective_may_hold_a_teacher_network_of_its_own():
         {"validation": 0.11},
         {"augment": True},
         {"objective": SaliencyGuided(0.5)},
+        {"objective": Distilled(net(seed=1))},
         {"data": ImageData("other", toy_data().train, Poison(), ("a", "b", "c"), (0.3,), (0.3,))},
         {"model": net("w4a4")},
         {"model": quantize(net(), "w2a2", "dorefa")},

@@ -1,0 +1,95 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qsal_helpers import SaliencyGuided, fit, load_data
+from qsal_helpers.distillation import Distilled
+from qsal_helpers.training import cross_entropy
+
+
+def network(seed, classes=3):
+    torch.manual_seed(seed)
+    layers = nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, classes)
+    return nn.Sequential(*layers).double()
+
+
+def batch():
+    x = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return x, torch.arange(6) % 3
+
+
+def without_dropout(model):
+    model[4].p = 0.0
+    return model
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_the_loss_is_the_objective_plus_the_divergence_of_the_softened_answers_in_closed_form(temperature):
+    model, teacher, (x, y) = without_dropout(network(0)), network(1), batch()
+    p = (teacher.eval()(x) / temperature).softmax(1)
+    q = (model.train()(x) / temperature).softmax(1)
+    expected = cross_entropy(model, x, y) + 0.7 * temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
+    torch.testing.assert_close(Distilled(teacher, weight=0.7, temperature=temperature)(model, x, y), expected)
+
+
+def test_at_a_high_temperature_the_gradient_is_that_of_matched_logits():
+    # Section 2.1 of the paper: T^2 times the gradient tends to (z - v) / classes, for logits of mean 0.
+    model, teacher, (x, y) = without_dropout(network(0)), network(1), batch()
+    z = model(x).detach().requires_grad_()
+    v = teacher.eval()(x).detach()
+    Distilled(teacher, lambda model, x, y: torch.zeros(()), temperature=1e4)(lambda x: z, x, y).backward()
+    centred = [each - each.mean(1, keepdim=True) for each in (z.detach(), v)]
+    torch.testing.assert_close(z.grad, (centred[0] - centred[1]) / 3 / len(x), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_teacher_answers_in_evaluation_mode_and_is_left_as_it_was(training):
+    model, teacher, (x, y) = network(0), network(1).train(training), batch()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    without_dropout(model)
+    losses = {Distilled(teacher)(model, x, y).item() for _ in range(3)}
+    Distilled(teacher)(model, x, y).backward()
+    assert len(losses) == 1 and teacher.training == training
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_at_weight_0_nothing_but_the_objective_is_left():
+    model, objective, (x, y) = network(0), Distilled(network(1), weight=0), batch()
+    torch.manual_seed(0)
+    expected = cross_entropy(model, x, y)
+    torch.manual_seed(0)
+    assert torch.equal(objective(model, x, y), expected)
+
+
+def test_a_student_learns_its_teachers_answers_with_any_objective():
+    data = load_data("mnist", size=500)
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)) for _ in range(2))
+    fit(teacher, data, epochs=2, seed=0, progress=False)
+    for objective in (cross_entropy, SaliencyGuided(0.5)):
+        distances = []
+        for weight in (0.0, 1.0):
+            student.load_state_dict({name: torch.zeros_like(value) for name, value in teacher.state_dict().items()})
+            fit(student, data, Distilled(teacher, objective, weight), epochs=2, seed=1, lr=0.01, progress=False)
+            with torch.no_grad():
+                x = data.normalise(data.test.images)
+                distances.append(F.mse_loss(student(x).softmax(1), teacher(x).softmax(1)))
+        assert distances[1] < 0.5 * distances[0]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"weight": -1}, {"temperature": 0}, {"temperature": float("nan")}, {"weight": True}], ids=str
+)
+def test_a_weight_or_a_temperature_out_of_range_is_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Distilled(network(0), **wrong)
+
+
+def test_a_teacher_that_is_no_network_or_knows_other_classes_is_refused():
+    with pytest.raises(TypeError, match="nn.Module"):
+        Distilled("resnet18")
+    with pytest.raises(TypeError, match="a function of model, x and y; got float"):
+        Distilled(network(0), 0.5)
+    with pytest.raises(ValueError, match="the same classes; they have 3, 5"):
+        Distilled(network(0, classes=5))(network(1), *batch())
