@@ -75,7 +75,7 @@ class Run:
     mask_ratio, weight, rank_by, fill, ramp_steps : of `SaliencyGuided`; "published" reads only the ratio, "plain" none.
     start : "scratch", or "twin": the weights of the plain fp32 network of the same seed, trained first.
     distilled : whether that twin is a teacher as well (`Distilled`).
-    epochs, lr, augment, seed : of `fit`. The seed also draws the first weights.
+    epochs, augment, seed : of `fit`. The seed also draws the first weights.
     explained : how many test images the maps' metrics are taken over, the first ones of the test set.
 
     Examples
@@ -101,7 +101,6 @@ class Run:
     start: str = "scratch"
     distilled: bool = False
     epochs: int = 8
-    lr: float = 0.1
     augment: bool = False
     explained: int = 500
     seed: int = 0
@@ -210,7 +209,7 @@ def execute(run: Run, resume: str | os.PathLike | None = None, progress: bool = 
 def _train(run: Run, data: ImageData, resume: str | os.PathLike | None, progress: bool) -> tuple[nn.Module, History]:
     twin = _train(run.twin, data, None, progress)[0] if run.twin else None
     model, objective = run.build(data, twin), run.build_objective(twin)
-    options = {"epochs": run.epochs, "lr": run.lr, "seed": run.seed, "augment": run.augment}
+    options = {"epochs": run.epochs, "seed": run.seed, "augment": run.augment}
     history = fit(model, data, objective, **options, resume=resume, progress=progress)
     if history.interrupted:
         raise KeyboardInterrupt
@@ -581,6 +580,7 @@ def plan() -> dict[str, list[Run]]:
     cells = list(itertools.product(PRECISIONS, ("plain", "guided", "published")))
     low = ("w4a4", "w2a2")
     some = lambda seeds=3, **fields: [Run(precision=p, seed=s, **fields) for p in low for s in range(seeds)]
+    cifar10 = Run("cifar10", model="resnet20", augment=True, explained=200, epochs=6)
     ratios = (0.25, 0.75)
     return {
         **{
@@ -589,9 +589,7 @@ def plan() -> dict[str, list[Run]]:
             for name in ("fashion-mnist", "mnist")
         },
         "cifar10": [
-            Run("cifar10", model="resnet20", precision=p, objective=o, augment=True, explained=200, epochs=6)
-            for o in ("plain", "guided")
-            for p in PRECISIONS
+            dataclasses.replace(cifar10, precision=p, objective=o) for o in ("plain", "guided") for p in PRECISIONS
         ],
         "ratios-mini": [run for r in ratios for run in some(5, size="mini", objective="guided", mask_ratio=r)],
         "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(5)],
@@ -610,6 +608,23 @@ def plan() -> dict[str, list[Run]]:
             for seed in range(5)
         ],
         "weights-mini": some(5, size="mini", scheme="dorefa"),
+        "twin-mini": [
+            Run(size="mini", precision=precision, start=start, distilled=distilled, seed=seed)
+            for seed in range(5)
+            for precision, start, distilled in (
+                ("w2a2", "twin", True),
+                ("fp32", "twin", True),
+                ("w2a2", "twin", False),
+                ("w2a2", "scratch", True),
+            )
+        ],
+        "twin-mnist-mini": [
+            Run("mnist", "mini", precision=precision, start="twin", distilled=True, seed=seed)
+            for seed in range(3)
+            for precision in ("w2a2", "fp32")
+        ],
+        "twin": some(start="twin", distilled=True),
+        "twin-cifar10": [dataclasses.replace(cifar10, precision=p, start="twin", distilled=True) for p in low],
     }
 
 

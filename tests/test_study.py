@@ -49,7 +49,7 @@ from qsal_helpers.training import cross_entropy, fit
 TINY = Run("mnist", size=500, model="lenet5", epochs=1, explained=4)
 LONGER = dataclasses.replace(TINY, precision="w2a2", objective="guided", epochs=6, ramp_steps=10)
 TAUGHT = dataclasses.replace(
-    TINY, precision="w2a2", objective="guided", start="twin", distilled=True, lr=0.05, explained=5, seed=1
+    TINY, precision="w2a2", objective="guided", start="twin", distilled=True, explained=5, seed=1
 )
 LONG = dataclasses.replace(LONGER, epochs=12)  # long enough to be killed on the way
 
@@ -125,15 +125,15 @@ def test_a_run_with_a_twin_starts_from_the_plain_fp32_network_of_its_seed_and_le
 
     def noting_fit(model, data, objective, **options):
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        trained.append((before, model, objective, options["lr"]))
+        trained.append((before, model, objective))
         return fit(model, data, objective, **options)
 
     monkeypatch.setattr(study, "fit", noting_fit)
     record, model = study.execute(TAUGHT)
-    (_, twin, plain, _), (before, student, taught, lr) = trained
+    (_, twin, plain), (before, student, taught) = trained
     assert TAUGHT.twin == dataclasses.replace(TINY, seed=1, explained=500) and plain is cross_entropy
     assert all(torch.equal(before[name], value) for name, value in twin.state_dict().items())
-    assert (taught.teacher, taught.objective, lr) == (twin, SaliencyGuided(), TAUGHT.lr) and student is model
+    assert (taught.teacher, taught.objective) == (twin, SaliencyGuided()) and student is model
     assert record["history"]["loss"] and str(model.precision) == "w2a2"
 
 
