@@ -8,16 +8,14 @@ About a minute a recipe and seed on one core.
 import argparse
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
 from qsal_helpers import SaliencyGuided, build_model, evaluate, fit, load_data, metrics, quantize
 from qsal_helpers.data import ImageData
+from qsal_helpers.distillation import Distilled
 from qsal_helpers.saliency import saliency_map
 from qsal_helpers.training import Objective, cross_entropy
-
-TEMPERATURE = 4.0  # of the distillation (Hinton et al. 2015), our choice
 
 
 def held_out() -> ImageData:
@@ -26,25 +24,17 @@ def held_out() -> ImageData:
     return ImageData(data.name, data.train[:8000], data.train[8000:], data.class_names, data.mean, data.std)
 
 
-def train(data: ImageData, precision: str, objective: Objective, seed: int) -> nn.Module:
-    """Return a trained network."""
+def train(
+    data: ImageData, precision: str, objective: Objective, seed: int, start: nn.Module | None = None
+) -> nn.Module:
+    """Return a trained network; its first weights are random, or those of `start`."""
     torch.manual_seed(seed)
-    model = quantize(build_model("cnn"), precision)
+    model = build_model("cnn")
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    model = quantize(model, precision)
     fit(model, data, objective, epochs=8, seed=seed, progress=False)
     return model.eval()
-
-
-def distilled(teacher: nn.Module, objective: Objective) -> Objective:
-    """Return `objective` plus the divergence from the teacher's softened answers."""
-
-    def both(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            wanted = F.log_softmax(teacher(x) / TEMPERATURE, 1)
-        answer = F.log_softmax(model(x) / TEMPERATURE, 1)
-        divergence = F.kl_div(answer, wanted, reduction="batchmean", log_target=True)
-        return objective(model, x, y) + TEMPERATURE**2 * divergence
-
-    return both
 
 
 def judge(model: nn.Module, data: ImageData, images: int = 500) -> list[float]:
@@ -71,17 +61,21 @@ def main() -> None:
     data, rows = held_out(), {}
     seeds = parser.parse_args().seeds
     for seed in tqdm(seeds, unit="seed"):
-        teacher = train(data, "fp32", cross_entropy, seed)
+        twin = train(data, "fp32", cross_entropy, seed)
         recipes = {
-            "w2a2, plain": cross_entropy,
-            "w2a2, ratio 0.5": SaliencyGuided(),
-            "w2a2, ratio 0.75": SaliencyGuided(0.75),
-            "w2a2, ratio 0.75, filled with black": SaliencyGuided(0.75, fill="black"),
-            "w2a2, ratio 0.75, distilled": distilled(teacher, SaliencyGuided(0.75)),
+            "plain": (cross_entropy, None),
+            "ratio 0.5": (SaliencyGuided(), None),
+            "ratio 0.75": (SaliencyGuided(0.75), None),
+            "ratio 0.75, filled with black": (SaliencyGuided(0.75, fill="black"), None),
+            "ratio 0.75, taught by the twin": (Distilled(twin, SaliencyGuided(0.75)), None),
+            "taught by the twin": (Distilled(twin), None),
+            "started from the twin": (cross_entropy, twin),
+            "started from the twin and taught by it": (Distilled(twin), twin),
+            "the same, ratio 0.5": (Distilled(twin, SaliencyGuided()), twin),
         }
-        rows.setdefault("fp32, plain", []).append(judge(teacher, data))
-        for name, objective in tqdm(recipes.items(), unit="recipe", leave=False):
-            rows.setdefault(name, []).append(judge(train(data, "w2a2", objective, seed), data))
+        rows.setdefault("fp32, plain: the twin", []).append(judge(twin, data))
+        for name, (objective, start) in tqdm(recipes.items(), unit="recipe", leave=False):
+            rows.setdefault(f"w2a2, {name}", []).append(judge(train(data, "w2a2", objective, seed, start), data))
     columns = ["accuracy", "deletion, black", "insertion, black", "deletion, blur", "insertion, blur", "on object"]
     print(
         f"| recipe (seeds {', '.join(map(str, seeds))}) | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns)

@@ -681,7 +681,7 @@ def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = T
     return pd.DataFrame(rows, columns=["id", "reference", "rank correlation", "top-k overlap", "ssim"])
 
 
-GAINS = tuple(f"{kind} gain, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur"))
+GAINS = [f"{kind} gain, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
 
 
 def with_gains(records: pd.DataFrame, method: str = "gradient", of_the_room: bool = False) -> pd.DataFrame:
@@ -700,7 +700,7 @@ def with_gains(records: pd.DataFrame, method: str = "gradient", of_the_room: boo
     >>> import pandas as pd
     >>> areas = {f"random: {kind}, {fill}": [0.5] for kind in ("deletion", "insertion") for fill in ("black", "blur")}
     >>> areas |= {name.replace("random", "gradient"): [0.3] for name in areas}
-    >>> with_gains(pd.DataFrame(areas))[list(GAINS)].round(1).values.tolist()
+    >>> with_gains(pd.DataFrame(areas))[GAINS].round(1).values.tolist()
     [[0.2, 0.2, -0.2, -0.2]]
     """
     gains = {}

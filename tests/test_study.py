@@ -280,8 +280,8 @@ def test_a_gain_is_how_much_better_than_the_random_map_and_its_room_how_much_bet
     gains |= {"insertion gain, blur": 0.4}
     shares = {"deletion gain, black": 0.75, "deletion gain, blur": -0.2, "insertion gain, black": 0.375}
     shares |= {"insertion gain, blur": 1.0}
-    assert with_gains(records, "input_x_gradient")[list(GAINS)].iloc[0].to_dict() == pytest.approx(gains)
-    assert with_gains(records, "input_x_gradient", True)[list(GAINS)].iloc[0].to_dict() == pytest.approx(shares)
+    assert with_gains(records, "input_x_gradient")[GAINS].iloc[0].to_dict() == pytest.approx(gains)
+    assert with_gains(records, "input_x_gradient", True)[GAINS].iloc[0].to_dict() == pytest.approx(shares)
 
 
 def test_the_interval_of_a_mean_is_that_of_scipy_and_covers_the_truth_as_often_as_it_says():

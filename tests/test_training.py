@@ -637,6 +637,14 @@ def test_a_training_that_differs_in_anything_is_refused_the_file_and_leaves_its_
     assert same(state(model), before) and all(module.training for module in model.modules())
 
 
+def test_a_training_is_not_resumed_with_another_teacher(tmp_path):
+    file = tmp_path / "progress"
+    run(net(), resume=file, objective=Distilled(net(seed=1)))
+    with pytest.raises(ValueError, match="it was made for the objective .*; delete it to start anew"):
+        run(net(), resume=file, objective=Distilled(net(seed=2)))
+    assert run(net(), resume=file, objective=Distilled(net(seed=1))).epochs == 2
+
+
 def test_a_file_without_a_description_or_with_other_tensors_is_refused_and_leaves_the_model_as_it_was(tmp_path):
     file = tmp_path / "progress"
     run(net(), resume=file)
