@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from qsal_helpers import SaliencyGuided, build_model, evaluate, fit, load_data, metrics, quantize
+from qsal_helpers import Distilled, SaliencyGuided, build_model, evaluate, fit, load_data, metrics, quantize
 from qsal_helpers.data import ImageData
-from qsal_helpers.distillation import Distilled
 from qsal_helpers.saliency import saliency_map
 from qsal_helpers.training import Objective, cross_entropy
 

@@ -6,12 +6,14 @@ history = fit(model, data, objective, epochs=5, seed=0)            # one loop fo
 """
 
 from .data import load_data
+from .distillation import Distilled
 from .guided import SaliencyGuided, mask_least_salient
 from .models import build_model
 from .quantization import PACT, Precision, describe, pact, quantize, quantize_uniform, quantize_weight
 from .training import evaluate, fit
 
 __all__ = [
+    "Distilled",
     "PACT",
     "Precision",
     "SaliencyGuided",

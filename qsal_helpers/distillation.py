@@ -30,7 +30,7 @@ class Distilled:
 
     Examples
     --------
-    >>> from qsal_helpers import SaliencyGuided, build_model, quantize
+    >>> from qsal_helpers import Distilled, SaliencyGuided, build_model, quantize
     >>> teacher = build_model("lenet5")
     >>> objective = Distilled(teacher, SaliencyGuided(0.5))
     >>> loss = objective(quantize(teacher, "w2a2"), torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 3]))

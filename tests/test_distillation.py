@@ -3,8 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qsal_helpers import SaliencyGuided, fit, load_data
-from qsal_helpers.distillation import Distilled
+from qsal_helpers import Distilled, SaliencyGuided, fit, load_data
 from qsal_helpers.training import cross_entropy
 
 

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qsal_helpers import PACT, SaliencyGuided, build_model, evaluate, fit, load_data, quantize, training
+from qsal_helpers import PACT, Distilled, SaliencyGuided, build_model, evaluate, fit, load_data, quantize, training
 from qsal_helpers.data import ImageData, Split
-from qsal_helpers.distillation import Distilled
 from qsal_helpers.quantization import ALPHA_MIN
 from qsal_helpers.training import History, TrainingDiverged, cross_entropy
 
