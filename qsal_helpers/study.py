@@ -38,7 +38,7 @@ from .distillation import Distilled
 from .guided import SaliencyGuided
 from .machine import _cores
 from .models import build_model
-from .quantization import Precision, calibrate, describe, quantize
+from .quantization import Precision, describe, quantize
 from .saliency import saliency_map
 from .training import History, Objective, cross_entropy, evaluate, fit
 
@@ -57,7 +57,6 @@ SHOWN = (
     "gradient: foreground mass",
     "gradient: sensitivity",
 )
-STARTS = ("scratch", "twin", "calibrated-twin")
 SUMMARY = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
@@ -74,8 +73,7 @@ class Run:
         "published-frozen", the same but for batch-norm's running statistics, which masked images do not touch, or
         "published-magnitude", the same but for the ranking, which is that of the paper's prose.
     mask_ratio, weight, rank_by, fill, ramp_steps : of `SaliencyGuided`; "published" reads only the ratio, "plain" none.
-    start : "scratch", "twin": the weights of the plain fp32 network of the same seed, trained first, or
-        "calibrated-twin": these, and each alpha from what 500 training images cause (`calibrate`, quantile 0.99).
+    start : "scratch", or "twin": the weights of the plain fp32 network of the same seed, trained first.
     distilled : whether that twin is a teacher as well (`Distilled`).
     epochs, augment, seed : of `fit`. The seed also draws the first weights.
     explained : how many test images the maps' metrics are taken over, the first ones of the test set.
@@ -124,8 +122,8 @@ class Run:
     @property
     def twin(self) -> Run | None:
         """The plain fp32 run of the same seed that this one starts or learns from; None if it does neither."""
-        if self.start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}; got {self.start!r}")
+        if self.start not in ("scratch", "twin"):
+            raise ValueError(f"start must be 'scratch' or 'twin'; got {self.start!r}")
         if self.start == "scratch" and not self.distilled:
             return None
         return Run(self.data, self.size, self.model, epochs=self.epochs, augment=self.augment, seed=self.seed)
@@ -134,14 +132,12 @@ class Run:
         """Return the untrained model, or one that starts from the weights of `twin`."""
         torch.manual_seed(self.seed)
         model = build_model(self.model, in_channels=data.in_channels, num_classes=data.num_classes)
-        if self.start != "scratch":
+        if self.start == "twin":
             model.load_state_dict(twin.state_dict())
         precision = Precision.parse(self.precision)
         if self.precision == "fp32":
             return model
-        model = quantize(model, dataclasses.replace(precision, first=self.first, last=self.last), self.scheme)
-        calibrated = self.start == "calibrated-twin"
-        return calibrate(model, data.normalise(data.train.images[:500]), 0.99) if calibrated else model
+        return quantize(model, dataclasses.replace(precision, first=self.first, last=self.last), self.scheme)
 
     def build_objective(self, twin: nn.Module | None = None) -> Objective:
         """Return what `fit` minimises; `twin` is the teacher of a distilled run."""
@@ -627,19 +623,8 @@ def plan() -> dict[str, list[Run]]:
             for seed in range(3)
             for precision in ("w2a2", "fp32")
         ],
-        "twin-long-mini": [
-            Run(size="mini", precision=precision, start=start, distilled=distilled, epochs=16, seed=seed)
-            for seed in range(5)
-            for precision, start, distilled in (("w2a2", "calibrated-twin", True), ("fp32", "scratch", False))
-        ],
-        "twin-long-mnist-mini": [
-            Run("mnist", "mini", precision="w2a2", start="calibrated-twin", distilled=True, epochs=16, seed=seed)
-            for seed in range(3)
-        ],
-        "twin": some(start="calibrated-twin", distilled=True),
-        "twin-cifar10": [
-            dataclasses.replace(cifar10, precision=p, start="calibrated-twin", distilled=True) for p in low
-        ],
+        "twin": some(start="twin", distilled=True),
+        "twin-cifar10": [dataclasses.replace(cifar10, precision=p, start="twin", distilled=True) for p in low],
     }
 
 

@@ -21,11 +21,10 @@ import torch
 from scipy import stats
 from torch import nn
 
-from qsal_helpers import PACT, metrics, quantize, study
+from qsal_helpers import metrics, study
 from qsal_helpers.checkpoints import save_model
 from qsal_helpers.data import ImageData, Split
 from qsal_helpers.guided import SaliencyGuided
-from qsal_helpers.quantization import calibrate
 from qsal_helpers.saliency import saliency_map
 from qsal_helpers.study import (
     GAINS,
@@ -138,22 +137,12 @@ def test_a_run_with_a_twin_starts_from_the_plain_fp32_network_of_its_seed_and_le
     assert record["history"]["loss"] and str(model.precision) == "w2a2"
 
 
-def test_a_calibrated_start_has_the_alphas_that_the_training_images_ask_for(digits):
-    run = dataclasses.replace(TAUGHT, start="calibrated-twin")
-    twin = run.twin.build(digits)
-    alphas = [layer.alpha.item() for layer in run.build(digits, twin).modules() if isinstance(layer, PACT)]
-    x = digits.normalise(digits.train.images[:500])
-    expected = calibrate(quantize(twin, "w2a2"), x, 0.99)
-    assert alphas == [layer.alpha.item() for layer in expected.modules() if isinstance(layer, PACT)]
-    assert len(set(alphas)) == len(alphas) > 1
-
-
 def test_a_run_without_a_twin_trains_one_network_and_an_unknown_start_is_refused(digits, monkeypatch):
     calls = []
     monkeypatch.setattr(study, "fit", lambda *given, **options: calls.append(given) or fit(*given, **options))
     study.execute(TINY)
     assert len(calls) == 1 and TINY.twin is None
-    with pytest.raises(ValueError, match="start must be one of scratch, twin, calibrated-twin; got 'afar'"):
+    with pytest.raises(ValueError, match="start must be 'scratch' or 'twin'; got 'afar'"):
         study.execute(dataclasses.replace(TINY, start="afar"))
 
 
