@@ -14,10 +14,10 @@ from typing import Any
 from torch import nn
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module, name: str = "model") -> None:
     """Raise `TypeError` unless `model` is a module."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module; got {_kind(model)}")
+        raise TypeError(f"{name} must be an nn.Module; got {_kind(model)}")
 
 
 def check_whole(number: int, name: str, low: int = 1, high: int = 2**31 - 1) -> None:

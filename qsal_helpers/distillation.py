@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,16 @@ class Distilled:
     """The objective ``objective + weight * T^2 * KL(softmax(teacher / T) || softmax(model / T))``.
 
     The teacher's softened answers say more than a label: also how much a shirt looks like a coat. The factor T^2 keeps
-    the second term's gradients at the size of the first one's, whatever the temperature T is (section 2.1 of the
-    paper). Neither of the two papers of the course has a teacher; this is our addition.
+    the size of the second term's gradients roughly the same, whatever the temperature T (section 2 of the paper).
+    Neither of the two papers of the course has a teacher; this is our addition.
+
+    A step takes two passes forward more than `objective` alone: one of the teacher, and one of the model, in training
+    mode, with dropout masks of its own. So batch-norm's running statistics see each batch twice.
 
     Parameters
     ----------
-    teacher : a trained network with the same classes. It is used in evaluation mode and never changed.
+    teacher : a trained network with the same classes. It answers in evaluation mode, its weights stay as they are, and
+        it is moved to where the images are; `fit` works on a copy of it.
     objective : what else is asked for: plain training, or for instance ``SaliencyGuided()``.
     weight : of the divergence, at least 0. At 0 this is `objective`, to the bit.
     temperature : T, above 0. Our choice: 4.
@@ -43,7 +48,7 @@ class Distilled:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        check_model(self.teacher)
+        check_model(self.teacher, "teacher")
         check_number(self.weight, "weight")
         check_number(self.temperature, "temperature")
         if self.temperature == 0:
@@ -52,9 +57,11 @@ class Distilled:
             raise TypeError(f"objective must be a function of model, x and y; got {type(self.objective).__name__}")
 
     def __repr__(self) -> str:
-        # With a sum over its weights in the teacher's place: `fit` resumes a training only with the same teacher.
-        weights = sum(p.detach().double().abs().sum().item() for p in self.teacher.parameters())
-        teacher = f"{type(self.teacher).__name__} with weights of sum {weights:.9g}"
+        # With a digest in the teacher's place, so that `fit` resumes a training only with the same teacher.
+        digest = hashlib.sha256(str(getattr(self.teacher, "precision", "fp32")).encode())
+        for value in self.teacher.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        teacher = f"{type(self.teacher).__name__} {digest.hexdigest()[:16]}"
         return f"Distilled({teacher}, {self.objective!r}, weight={self.weight}, temperature={self.temperature})"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -1602,8 +1602,8 @@ def pareto_front(scores: np.ndarray) -> np.ndarray:
 def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xlabel: str, title: str = "") -> Picture:
     """Return networks by size and by what they are good for; a line joins those that no other one beats.
 
-    Filled points are guided, hollow ones are not, and diamonds learned from a twin. The first word of a name sets the
-    colour.
+    Filled points are guided, hollow ones are not, and those "from its twin" are diamonds. The first word of a name sets
+    the colour.
 
     Parameters
     ----------
@@ -1623,7 +1623,7 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
         ax.step(front[:, 0], front[:, 1], where="post", color=COLOURS["random"], linewidth=1.5, zorder=0)
         for (name, (x, y)), style in zip(zip(values, points, strict=True), series_styles(list(values)), strict=True):
             face = style["color"] if "guided" in name else "white"
-            marker = "D" if "twin" in name else "o"
+            marker = "D" if "from its twin" in name else "o"
             ax.plot(x, y, marker, color=style["color"], markerfacecolor=face, markersize=9, label=name)
         ax.set(title=measure, xlabel=xlabel, xscale="log")
         ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3)))

@@ -122,14 +122,14 @@ class Run:
     @property
     def twin(self) -> Run | None:
         """The plain fp32 run of the same seed that this one starts or learns from; None if it does neither."""
-        if self.start not in ("scratch", "twin"):
-            raise ValueError(f"start must be 'scratch' or 'twin'; got {self.start!r}")
         if self.start == "scratch" and not self.distilled:
             return None
         return Run(self.data, self.size, self.model, epochs=self.epochs, augment=self.augment, seed=self.seed)
 
     def build(self, data: ImageData, twin: nn.Module | None = None) -> nn.Module:
-        """Return the untrained model, or one that starts from the weights of `twin`."""
+        """Return the untrained model, or one with the weights of `twin`, the trained model of the run's `twin`."""
+        if self.start not in ("scratch", "twin"):
+            raise ValueError(f"start must be 'scratch' or 'twin'; got {self.start!r}")
         torch.manual_seed(self.seed)
         model = build_model(self.model, in_channels=data.in_channels, num_classes=data.num_classes)
         if self.start == "twin":
@@ -166,14 +166,15 @@ def execute(run: Run, resume: str | os.PathLike | None = None, progress: bool = 
 
     Parameters
     ----------
-    resume : a file that lets a killed training go on from its last epoch; see `fit`.
+    resume : a file that lets a killed training go on from its last epoch; see `fit`. The training of a twin keeps its
+        own, with ".twin" after the name.
 
     Returns
     -------
     record : plain JSON values. ``run`` (the fields), ``id``, ``command``, ``status`` ("done"), ``machine``,
-        ``seconds`` of training, ``accuracy`` on the test images and of the explained ones, ``confidence``,
-        ``parameters``, ``packed_bytes``, ``bit_operations``, ``history``, ``alphas``, and ``metrics``: name ->
-        mean, standard deviation and quantiles over the explained images.
+        ``seconds`` of training (a twin's not counted), ``accuracy`` on the test images and of the explained ones,
+        ``confidence``, ``parameters``, ``packed_bytes``, ``bit_operations``, ``history``, ``alphas``, and ``metrics``:
+        name -> mean, standard deviation and quantiles over the explained images.
 
     Examples
     --------
@@ -207,7 +208,7 @@ def execute(run: Run, resume: str | os.PathLike | None = None, progress: bool = 
 
 
 def _train(run: Run, data: ImageData, resume: str | os.PathLike | None, progress: bool) -> tuple[nn.Module, History]:
-    twin = _train(run.twin, data, None, progress)[0] if run.twin else None
+    twin = _train(run.twin, data, resume and f"{resume}.twin", progress)[0] if run.twin else None
     model, objective = run.build(data, twin), run.build_objective(twin)
     options = {"epochs": run.epochs, "seed": run.seed, "augment": run.augment}
     history = fit(model, data, objective, **options, resume=resume, progress=progress)
@@ -378,7 +379,8 @@ def _work(run: Run, folder: Path, threads: int) -> None:
     except Exception as error:
         record = _failed(run, f"{type(error).__name__}: {error}", traceback.format_exc())
     _write_record(folder, run, record)
-    unfinished.unlink(missing_ok=True)
+    for path in (unfinished, Path(f"{unfinished}.twin")):
+        path.unlink(missing_ok=True)
 
 
 def _end_with_parent() -> None:
@@ -608,7 +610,7 @@ def plan() -> dict[str, list[Run]]:
             for seed in range(5)
         ],
         "weights-mini": some(5, size="mini", scheme="dorefa"),
-        "twin-mini": [
+        "twin-fashion-mnist-mini": [
             Run(size="mini", precision=precision, start=start, distilled=distilled, seed=seed)
             for seed in range(5)
             for precision, start, distilled in (
@@ -623,16 +625,16 @@ def plan() -> dict[str, list[Run]]:
             for seed in range(3)
             for precision in ("w2a2", "fp32")
         ],
-        "twin": some(start="twin", distilled=True),
+        "twin-fashion-mnist": some(start="twin", distilled=True),
         "twin-cifar10": [dataclasses.replace(cifar10, precision=p, start="twin", distilled=True) for p in low],
     }
 
 
 def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = True) -> pd.DataFrame:
-    """Return how far the gradient maps of trained models agree with those of plain fp32 ones of another seed.
+    """Return how far the gradient maps of trained models agree with those of plain fp32 ones.
 
     The floor to hold the figures against is in the rows whose model is a plain fp32 one itself: two networks that
-    differ in nothing but chance.
+    differ in nothing but chance. Where model and reference share their seed, the one may have started from the other.
 
     Parameters
     ----------
@@ -640,7 +642,7 @@ def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = T
 
     Returns
     -------
-    A row for each pair of a model and a plain fp32 model of another seed: the ids ``id`` and ``reference``, and the
+    A row for each pair of a model and another, plain fp32 one: the ids ``id`` and ``reference``, and the
     means over the explained images of ``rank correlation``, ``top-k overlap`` and ``ssim``. The explained class is the
     reference's prediction.
 
@@ -657,8 +659,8 @@ def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = T
 
     folder = Path(folder)
     runs = [run for run in dict.fromkeys(runs) if (folder / f"{run.id}.safetensors").exists()]
-    plain = [run for run in runs if run.precision == "fp32" and run.objective == "plain"]
-    pairs = [(reference, run) for reference in plain for run in runs if run.seed != reference.seed]
+    plain = [run for run in runs if run.precision == "fp32" and run.objective == "plain" and not run.twin]
+    pairs = [(reference, run) for reference in plain for run in runs if run != reference]
     models = {run: load_model(folder / f"{run.id}.safetensors") for run in runs}
     explained = {}
     for reference in plain:
@@ -796,7 +798,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(_one_line(read_record(given.folder, run)))
     elif given.do == "agree":
         for name in ("fashion-mnist-mini", "mnist-mini", "fashion-mnist", "mnist"):
-            found = agreement(plan()[name], given.folder)
+            found = agreement(plan()[name] + plan().get(f"twin-{name}", []), given.folder)
             if len(found):
                 found.to_csv(given.folder / f"agreement-{name}.csv", index=False)
     else:

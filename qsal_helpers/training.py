@@ -120,7 +120,8 @@ def fit(
     ----------
     model : float or quantized; trained where `device` says and then put back to where it was.
     objective : ``objective(model, x, y) -> loss``, with x float32 ``(B, C, H, W)`` and y int64 ``(B,)``.
-        `cross_entropy`, a `SaliencyGuided`, or a function of your own.
+        `cross_entropy`, a `SaliencyGuided`, or a function of your own. One that is built around another one holds it as
+        its attribute `objective`, as `Distilled` does: so a schedule inside it is kept for `resume`, too.
     epochs, batch_size, lr, weight_decay : the usual. The decay applies to PACT's alphas too, as in its paper.
     seed : order of the images, validation split, dropout and random fills. Not the initial weights: set those
         with ``torch.manual_seed`` before building the model.
@@ -342,10 +343,13 @@ def _description(objective: Objective) -> str:
     return getattr(objective, "__qualname__", type(objective).__qualname__)
 
 
-def _parts(objective: Objective) -> list[Any]:
-    """Return an objective that holds state of its own, and those that it is built around."""
-    inner = getattr(objective, "objective", None)
-    return [objective] * hasattr(objective, "__dict__") + (_parts(inner) if inner is not None else [])
+def _parts(objective: Any) -> list[Any]:
+    """Return an objective and those that it is built around, which it holds as `objective`, the outermost first."""
+    parts = []
+    while objective is not None:
+        parts.append(objective)
+        objective = getattr(objective, "objective", None)
+    return [part for part in parts if hasattr(part, "__dict__")]
 
 
 def _keep(path: Path, live: _Live, history: History, best: dict[str, Any]) -> None:

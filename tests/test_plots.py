@@ -195,11 +195,13 @@ def test_equal_rows_stay_on_the_pareto_front_together():
     assert plots.pareto_front(np.array([[1, 1], [1, 1], [0, 1]])).tolist() == [True, True, False]
 
 
-def test_the_line_of_a_pareto_figure_joins_the_front_and_guided_points_are_filled():
-    values = {"fp32": 0.9, "w4a4": 0.8, "w2a2": 0.7, "w4a4 guided": 0.85}
-    ax = plots.plot_pareto({"fp32": 9, "w4a4": 4, "w2a2": 2, "w4a4 guided": 4}, {"accuracy": values}, "kB").axes[0]
-    assert ax.lines[0].get_xydata().tolist() == [[2, 0.7], [4, 0.85], [9, 0.9]]
-    assert [line.get_markerfacecolor() == "white" for line in ax.lines[1:]] == [True, True, True, False]
+def test_the_line_of_a_pareto_figure_joins_the_front_and_each_kind_of_training_has_its_mark():
+    values = {"fp32": 0.9, "fp32 twin": 0.8, "w2a2": 0.7, "w4a4 guided": 0.85, "w2a2 from its twin": 0.75}
+    sizes = {"fp32": 9, "fp32 twin": 9, "w2a2": 2, "w4a4 guided": 4, "w2a2 from its twin": 2}
+    ax = plots.plot_pareto(sizes, {"accuracy": values}, "kB").axes[0]
+    assert ax.lines[0].get_xydata().tolist() == [[2, 0.75], [4, 0.85], [9, 0.9]]
+    assert [line.get_markerfacecolor() == "white" for line in ax.lines[1:]] == [True, True, True, False, True]
+    assert [line.get_marker() for line in ax.lines[1:]] == ["o", "o", "o", "o", "D"]
 
 
 def test_effects_show_the_mean_its_interval_and_the_noise_floor():

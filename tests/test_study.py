@@ -120,21 +120,52 @@ def test_the_bits_of_the_end_layers_are_those_of_the_run(digits):
     assert (bits[0], bits[-1], set(bits[1:-1])) == (2, 3, {4})
 
 
-def test_a_run_with_a_twin_starts_from_the_plain_fp32_network_of_its_seed_and_learns_from_it(digits, monkeypatch):
+@pytest.mark.parametrize(("start", "distilled"), [("twin", True), ("twin", False), ("scratch", True)])
+def test_a_run_starts_from_the_plain_fp32_network_of_its_seed_or_learns_from_it(start, distilled, monkeypatch):
     trained = []
 
     def noting_fit(model, data, objective, **options):
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        trained.append((before, model, objective))
+        trained.append((before, model, objective, options["augment"]))
         return fit(model, data, objective, **options)
 
     monkeypatch.setattr(study, "fit", noting_fit)
-    record, model = study.execute(TAUGHT)
-    (_, twin, plain), (before, student, taught) = trained
-    assert TAUGHT.twin == dataclasses.replace(TINY, seed=1, explained=500) and plain is cross_entropy
-    assert all(torch.equal(before[name], value) for name, value in twin.state_dict().items())
-    assert (taught.teacher, taught.objective) == (twin, SaliencyGuided()) and student is model
-    assert record["history"]["loss"] and str(model.precision) == "w2a2"
+    run = dataclasses.replace(TAUGHT, start=start, distilled=distilled, augment=distilled)
+    record, model = study.execute(run)
+    (_, twin, plain, augment), (before, student, objective, _) = trained
+    assert run.twin == dataclasses.replace(TINY, seed=1, explained=500, augment=augment)
+    assert (plain, student, augment) == (cross_entropy, model, distilled)
+    same = [torch.equal(before[name], value) for name, value in twin.state_dict().items()]
+    assert all(same) if start == "twin" else not any(same)
+    assert (
+        (objective.teacher, objective.objective) == (twin, SaliencyGuided())
+        if distilled
+        else objective == SaliencyGuided()
+    )
+    assert str(model.precision) == "w2a2" and len(record["history"]["loss"]) == run.epochs
+
+
+def test_a_run_with_a_twin_goes_on_from_its_last_epoch_and_leaves_the_record_of_an_undisturbed_one(
+    tmp_path, monkeypatch
+):
+    run, fits = dataclasses.replace(TAUGHT, epochs=2), []
+    expected, _ = study.execute(run)
+
+    def killed_fit(model, *given, **options):
+        fits.append(model)
+        stop = {} if len(fits) != 2 else {"callback": lambda progress: 1 / (2 - progress.epoch), "callback_every": 1}
+        return fit(model, *given, **options, **stop)
+
+    monkeypatch.setattr(study, "fit", killed_fit)
+    with pytest.raises(ZeroDivisionError):
+        study.execute(run, resume=tmp_path / "unfinished")
+    steps = []
+    monkeypatch.setattr(
+        study, "fit", lambda *a, **o: fit(*a, **o, callback=lambda p: steps.append(p.epoch), callback_every=1)
+    )
+    record, _ = study.execute(run, resume=tmp_path / "unfinished")
+    assert figures(record) == figures(expected)
+    assert set(steps) == {2}
 
 
 def test_a_run_without_a_twin_trains_one_network_and_an_unknown_start_is_refused(digits, monkeypatch):
@@ -328,13 +359,14 @@ def test_holms_correction_keeps_false_alarms_among_many_tests_at_the_level():
     assert holm([0.01, math.nan])[0] == 0.01 and math.isnan(holm([0.01, math.nan])[1])
 
 
-def test_maps_agree_fully_with_those_of_an_equal_network(done, tmp_path):
+def test_maps_agree_fully_with_those_of_an_equal_network_and_helped_networks_are_no_references(done, tmp_path):
     folder, (_, good), _ = done
-    twin = dataclasses.replace(good, seed=1)
-    for run in (good, twin):
+    other, helped = dataclasses.replace(good, seed=1), dataclasses.replace(good, start="twin")
+    for run in (good, other, helped):
         shutil.copy(folder / f"{good.id}.safetensors", tmp_path / f"{run.id}.safetensors")
-    found = agreement([good, twin, LONGER], tmp_path, progress=False)
-    assert [(row.id, row.reference) for row in found.itertuples()] == [(twin.id, good.id), (good.id, twin.id)]
+    found = agreement([good, other, helped, LONGER], tmp_path, progress=False)
+    pairs = [(other, good), (helped, good), (good, other), (helped, other)]
+    assert [(row.id, row.reference) for row in found.itertuples()] == [(a.id, b.id) for a, b in pairs]
     assert np.allclose(found[["rank correlation", "top-k overlap", "ssim"]], 1, atol=1e-4)
 
 

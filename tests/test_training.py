@@ -636,12 +636,34 @@ def test_a_training_that_differs_in_anything_is_refused_the_file_and_leaves_its_
     assert same(state(model), before) and all(module.training for module in model.modules())
 
 
-def test_a_training_is_not_resumed_with_another_teacher(tmp_path):
+def other_statistics(model):
+    model[1].running_mean += 0.1
+    return model
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Distilled(net(seed=2)),
+        Distilled(other_statistics(net(seed=1))),
+        Distilled(net("w2a8", seed=1)),
+        Distilled(net("w8a8", seed=1)),
+        Distilled(net(seed=1), SaliencyGuided(0.5)),
+        Distilled(net(seed=1), weight=0.5),
+        Distilled(net(seed=1), temperature=3.0),
+    ],
+    ids=["weights", "statistics", "bits", "more bits", "objective", "weight", "temperature"],
+)
+def test_a_training_is_resumed_with_the_same_teacher_only(other, tmp_path):
     file = tmp_path / "progress"
     run(net(), resume=file, objective=Distilled(net(seed=1)))
     with pytest.raises(ValueError, match="it was made for the objective .*; delete it to start anew"):
-        run(net(), resume=file, objective=Distilled(net(seed=2)))
+        run(net(), resume=file, objective=other)
     assert run(net(), resume=file, objective=Distilled(net(seed=1))).epochs == 2
+
+
+def test_teachers_of_the_same_weights_and_other_bits_are_told_apart():
+    assert len({repr(Distilled(net(precision, seed=1))) for precision in ("fp32", "w2a8", "w4a8", "w8a8")}) == 4
 
 
 def test_a_file_without_a_description_or_with_other_tensors_is_refused_and_leaves_the_model_as_it_was(tmp_path):
