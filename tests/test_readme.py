@@ -1,4 +1,4 @@
-"""The README's example does what it says."""
+"""The README's examples do what it says."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from qsal_helpers.data import ImageData, Split
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_readme_s_three_lines_quantize_and_train_torchvision_s_resnet18(monkeypatch):
+def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(40) % 10
     images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
@@ -20,12 +20,18 @@ def test_the_readme_s_three_lines_quantize_and_train_torchvision_s_resnet18(monk
     data = ImageData("cifar10", split, split, names, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     monkeypatch.setattr(qsal_helpers, "load_data", lambda *a, **k: data)
 
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf8"), flags=re.DOTALL)
+    three_lines, with_a_twin = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf8"), flags=re.DOTALL)
     names = {}
-    exec(example.replace("epochs=5", "epochs=1"), names)
+    exec(three_lines.replace("epochs=5", "epochs=1"), names)
 
     layers = [m for m in names["model"].modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert [layer.weight_bits for layer in layers] == [8] + [4] * (len(layers) - 2) + [8]
     assert not any(isinstance(m, torch.nn.ReLU) for m in names["model"].modules())
     assert names["history"].epochs == 1
     assert names["objective"].mask_ratio == 0.5
+
+    exec(with_a_twin.replace("epochs=5", "epochs=1"), names)
+    bits = [m.weight_bits for m in names["small"].modules() if hasattr(m, "weight_bits")]
+    assert bits == [8] + [2] * (len(layers) - 2) + [8]
+    start, end = names["twin"].state_dict()["conv1.weight"], names["small"].state_dict()["conv1.weight"]
+    assert 0 < (start - end).norm() < start.norm()  # networks of other starts lie 1.4 times that apart
