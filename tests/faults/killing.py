@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from qsal_helpers import build_model, fit, quantize
 from qsal_helpers.checkpoints import load_model, read_notes, save_model
@@ -157,6 +157,7 @@ def main(name, folder, kills):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     # tqdm shares its lock, and a thread, with forked children: a child killed with the lock in hand stops its parent.
+    # On the class that all bars derive from: torch's own do not use the one of tqdm.auto.
     tqdm.monitor_interval = 0
     tqdm.set_lock(threading.RLock())
     kind = KINDS[name](Path(folder))

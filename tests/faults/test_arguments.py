@@ -20,7 +20,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 import qsal_helpers
-from qsal_helpers import checkpoints, data, export, folding, guided, metrics, models, quantization, saliency, training
+from qsal_helpers import (
+    checkpoints,
+    data,
+    distillation,
+    export,
+    folding,
+    guided,
+    metrics,
+    models,
+    quantization,
+    saliency,
+    training,
+)
 from qsal_helpers.data import ImageData, Split
 
 CASES, RIGHT_CASES = 40, 8
@@ -152,6 +164,10 @@ def entered(manager):
 
 def objective(model, x, y, **options):
     return guided.SaliencyGuided(**options)(model, x, y)
+
+
+def distilled(teacher, model, x, y, **options):
+    return distillation.Distilled(teacher, **options)(model, x, y)
 
 
 def fit(model, data, **options):
@@ -400,6 +416,18 @@ FUNCTIONS = {
             "fill": st.sampled_from(guided.FILLS),
             "saliency": one_of("loss", "logit"),
             "ramp_steps": one_of(0, 3),
+        },
+        lambda loss, _: loss.shape == () and loss.requires_grad,
+    ),
+    "distillation.Distilled": (
+        distilled,
+        {
+            "teacher": model,
+            "model": model,
+            "x": st.just(X),
+            "y": st.just(torch.tensor([0, 1, 2])),
+            "weight": st.floats(0, 2),
+            "temperature": st.floats(0.1, 10),
         },
         lambda loss, _: loss.shape == () and loss.requires_grad,
     ),
