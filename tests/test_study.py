@@ -145,9 +145,7 @@ def test_a_run_starts_from_the_plain_fp32_network_of_its_seed_or_learns_from_it(
     assert str(model.precision) == "w2a2" and len(record["history"]["loss"]) == run.epochs
 
 
-def test_a_run_with_a_twin_goes_on_from_its_last_epoch_and_leaves_the_record_of_an_undisturbed_one(
-    tmp_path, monkeypatch
-):
+def test_a_killed_run_with_a_twin_goes_on_to_the_record_of_an_undisturbed_one(tmp_path, monkeypatch):
     run, fits = dataclasses.replace(TAUGHT, epochs=2), []
     expected, _ = study.execute(run)
 

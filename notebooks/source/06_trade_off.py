@@ -39,24 +39,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from qsal_helpers import checks, load_data, plots, widgets
+from qsal_helpers import checks, load_data, plots, study, widgets
 from qsal_helpers.checkpoints import load_model
-from qsal_helpers.study import (
-    GAINS,
-    PRECISIONS,
-    Run,
-    compare,
-    holm,
-    interval,
-    load_records,
-    main_records,
-    run_all,
-    with_gains,
-)
+from qsal_helpers.study import GAINS, PRECISIONS, compare, holm, interval, main_records, with_gains
 
 SCALE = SCALE or os.environ.get("QSAL_SCALE", "class")
 FOLDER = Path("results/study")
-records = load_records(FOLDER)
+records = study.load_records(FOLDER)
 records["set"] = records.data + np.where(records["size"] == "full", "", "-mini")
 print(f"Python {platform.python_version()}, torch {torch.__version__}, {len(records)} records, scale {SCALE}")
 
@@ -1004,8 +993,8 @@ print(records.command[records.set == SET].iloc[-1])
 
 # %%
 TRAIN = False
-runs = [Run(size="mini", precision="w2a2", objective="guided", mask_ratio=0.3, seed=seed) for seed in range(3)]
-done = run_all(runs, FOLDER) if TRAIN else []
+runs = [study.Run(size="mini", precision="w2a2", objective="guided", mask_ratio=0.3, seed=seed) for seed in range(3)]
+done = study.run_all(runs, FOLDER) if TRAIN else []
 print("\n".join(run.id for run in runs))
 
 # %% [markdown]
