@@ -344,8 +344,8 @@ def batches(
         Where the batches are wanted; if not given, where the images are.
     augment : bool
         Whether to augment: 4 black pixels are added on each side, a window of the old size is cut out at a random
-        place, and half of the images are mirrored left to right. Common for CIFAR-10 (He et al. 2016,
-        arXiv:1512.03385, section 4.2); mirrored digits are no digits, so not for MNIST.
+        place, and half of the images are mirrored left to right, as is common for CIFAR-10 (He et al. 2016,
+        arXiv:1512.03385, section 4.2). MNIST is not mirrored: most mirrored digits are no digits.
 
     Yields
     ------
@@ -428,7 +428,8 @@ def _batches(
     order = torch.randperm(len(split), generator=generator).to(home) if shuffle else None
     if augment:
         corners = torch.randint(2 * PADDING + 1, (2, len(split)), generator=generator).to(home)
-        mirrored = (torch.rand(len(split), generator=generator) < 0.5).to(home)
+        share = 0 if data.name == "mnist" else 0.5
+        mirrored = (torch.rand(len(split), generator=generator) < share).to(home)
     scale, shift = data._scale_and_shift(device)
     for start in range(0, len(split), batch_size):
         here = slice(start, start + batch_size)

@@ -593,6 +593,12 @@ def plan() -> dict[str, list[Run]]:
         "cifar10": [
             dataclasses.replace(cifar10, precision=p, objective=o) for o in ("plain", "guided") for p in PRECISIONS
         ],
+        "long": [
+            Run(name, precision=p, augment=True, epochs=24, seed=seed)
+            for seed in range(3)
+            for name in ("fashion-mnist", "mnist")
+            for p in ("fp32", *low)
+        ],
         "ratios-mini": [run for r in ratios for run in some(5, size="mini", objective="guided", mask_ratio=r)],
         "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(5)],
         "prose-mini": [Run(size="mini", objective="published-magnitude", seed=seed) for seed in range(5)],

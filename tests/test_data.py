@@ -527,10 +527,10 @@ def test_batches_arrive_on_the_device_asked_for():
 # --- augmentation ---
 
 
-def augmented(images, mean=(0.0,), seed=0):
+def augmented(images, mean=(0.0,), seed=0, name="plain"):
     """The augmented images as whole numbers of pixel value, with 0 for the padding."""
     split = Split(images, torch.arange(len(images)))
-    data = ImageData("plain", split, split, ("a",), mean, (1.0,) * len(mean))
+    data = ImageData(name, split, split, ("a",), mean, (1.0,) * len(mean))
     generator = torch.Generator().manual_seed(seed)
     x, _ = next(batches(split, data, len(images), generator=generator, augment=True))
     return (data.pixels(x) * 255).round().to(torch.uint8)
@@ -565,6 +565,15 @@ def test_all_shifts_are_equally_likely_and_half_of_the_images_are_mirrored():
     counts = torch.zeros(9, 9).index_put_((row - 5, column - 5), torch.ones(16200), accumulate=True)
     assert (counts - 200).abs().max() < 5 * 200**0.5  # each of 81 places 200 times, give or take 5 standard deviations
     assert abs((neighbour < column).float().mean().item() - 0.5) < 5 * 0.5 / 16200**0.5
+
+
+def test_digits_get_the_same_windows_as_other_images_and_no_mirror():
+    images = torch.zeros(300, 1, 19, 19, dtype=torch.uint8)
+    images[:, 0, 9, 9], images[:, 0, 9, 10] = 100, 200
+    digits, clothes = augmented(images, name="mnist"), augmented(images, name="fashion-mnist")
+    plain, mirrored = ((clothes == shown).flatten(1).all(1) for shown in (digits, digits.flip(3)))
+    assert (plain ^ mirrored).all() and plain.any() and mirrored.any()
+    assert (digits[..., 1:][digits[..., :-1] == 100] == 200).all()  # the mark's right neighbour is still on its right
 
 
 # --- the full sets ---
