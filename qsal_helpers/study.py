@@ -626,6 +626,7 @@ def plan() -> dict[str, list[Run]]:
                 ("w2a2", "scratch", True),
             )
         ],
+        "twice-mini": [Run(size="mini", precision=p, epochs=16, seed=s) for p in ("w2a2", "fp32") for s in range(5)],
         "twin-mnist-mini": [
             Run("mnist", "mini", precision=precision, start="twin", distilled=True, seed=seed)
             for seed in range(3)
