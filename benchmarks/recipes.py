@@ -24,7 +24,7 @@ def held_out() -> ImageData:
 
 
 def train(
-    data: ImageData, precision: str, objective: Objective, seed: int, start: nn.Module | None = None
+    data: ImageData, precision: str, objective: Objective, seed: int, start: nn.Module | None = None, epochs: int = 8
 ) -> nn.Module:
     """Return a trained network; its first weights are random, or those of `start`."""
     torch.manual_seed(seed)
@@ -32,7 +32,7 @@ def train(
     if start is not None:
         model.load_state_dict(start.state_dict())
     model = quantize(model, precision)
-    fit(model, data, objective, epochs=8, seed=seed, progress=False)
+    fit(model, data, objective, epochs=epochs, seed=seed, progress=False)
     return model.eval()
 
 
@@ -71,10 +71,13 @@ def main() -> None:
             "started from the twin": (cross_entropy, twin),
             "started from the twin and taught by it": (Distilled(twin), twin),
             "the same, ratio 0.5": (Distilled(twin, SaliencyGuided()), twin),
+            "plain, 16 epochs": (cross_entropy, None, 16),
+            "taught by the twin, 16 epochs": (Distilled(twin), None, 16),
+            "started from the twin and taught by it, 16 epochs": (Distilled(twin), twin, 16),
         }
         rows.setdefault("fp32, plain: the twin", []).append(judge(twin, data))
-        for name, (objective, start) in tqdm(recipes.items(), unit="recipe", leave=False):
-            rows.setdefault(f"w2a2, {name}", []).append(judge(train(data, "w2a2", objective, seed, start), data))
+        for name, (objective, *options) in tqdm(recipes.items(), unit="recipe", leave=False):
+            rows.setdefault(f"w2a2, {name}", []).append(judge(train(data, "w2a2", objective, seed, *options), data))
     columns = ["accuracy", "deletion, black", "insertion, black", "deletion, blur", "insertion, blur", "on object"]
     print(
         f"| recipe (seeds {', '.join(map(str, seeds))}) | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns)

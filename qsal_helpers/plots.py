@@ -1732,6 +1732,8 @@ def plot_combined(
 def draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) -> None:
     """Draw each series' values over the seeds (small dots), their means and 95 % intervals, precision by precision.
 
+    The means of each series have a mark of their own, so that they can be told apart without colours, too.
+
     Examples
     --------
     >>> figure, axes = new_figure()
@@ -1740,15 +1742,20 @@ def draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) ->
     from .study import interval
 
     precisions = list(dict.fromkeys(precision for values in series.values() for precision in values))
-    for i, ((name, values), style) in enumerate(zip(series.items(), series_styles(list(series)), strict=True)):
-        shift = (i - (len(series) - 1) / 2) * 0.22
-        places = [precisions.index(precision) + shift for precision in values]
+    beside = {precision: [name for name in series if precision in series[name]] for precision in precisions}
+    for (name, values), style, mark in zip(
+        series.items(), series_styles(list(series)), itertools.cycle("osD^v"), strict=False
+    ):
+        places = [
+            precisions.index(precision) + (beside[precision].index(name) - (len(beside[precision]) - 1) / 2) * 0.2
+            for precision in values
+        ]
         for place, seeds in zip(places, values.values(), strict=True):
             ax.plot([place] * len(seeds), seeds, ".", color=style["color"], alpha=0.45, markersize=6)
             low, high = interval(seeds)
             ax.plot([place, place], [low, high], color=style["color"], linewidth=2)
         means = [np.mean(seeds) for seeds in values.values()]
-        ax.plot(places, means, "o", color=style["color"], markersize=8, markeredgecolor="white", label=name)
+        ax.plot(places, means, mark, color=style["color"], markersize=8, markeredgecolor="white", label=name)
     ax.set_xticks(range(len(precisions)), precisions)
     ax.set_xlim(-0.5, len(precisions) - 0.5)
 
@@ -1766,6 +1773,8 @@ def plot_against_bits(
     panels : a measure -> a kind of training -> a precision -> one value a seed.
     floors : a measure -> from where to where plain fp32 networks of other seeds lie: a grey band.
 
+    In panels of a gain a dashed line marks the random map. Accuracies, told by the word, are shown in percent.
+
     Examples
     --------
     >>> panels = {"accuracy": {"plain": {"fp32": [0.9, 0.91], "w2a2": [0.88, 0.87]}}}
@@ -1778,15 +1787,18 @@ def plot_against_bits(
         ax.axis("off")
     for ax, (measure, series) in zip(axes.flat, panels.items(), strict=False):
         if floors and measure in floors:
-            ax.axhspan(*floors[measure], color=COLOURS["random"], alpha=0.25, linewidth=0)
+            band = {"alpha": 0.25, "linewidth": 0, "label": "plain fp32, lowest to highest seed"}
+            ax.axhspan(*floors[measure], color=COLOURS["random"], **band)
         if "gain" in measure:
-            ax.axhline(0, color=COLOURS["random"], linestyle="--", linewidth=1.5)
+            ax.axhline(0, color=COLOURS["random"], linestyle="--", linewidth=1.5, label="random map")
         draw_against_bits(ax, series)
         ax.set_title(measure)
         ax.tick_params(axis="x", labelsize=9)
         ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        if "accuracy" in (measure, *title.split()):
+            ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+    shown = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=4)
     figure.suptitle(title)
     return figure
 

@@ -497,6 +497,19 @@ def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, 
     return float(values.mean() - half), float(values.mean() + half)
 
 
+def chosen(records: pd.DataFrame, wanted: dict[str, Any]) -> pd.DataFrame:
+    """Return the records that are as `wanted`, a column -> what it must be; their index is the seed.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> records = pd.DataFrame({"precision": ["w2a2", "w4a4"], "seed": [0, 3], "accuracy": [0.7, 0.8]})
+    >>> chosen(records, {"precision": "w4a4"}).accuracy.to_dict()
+    {3: 0.8}
+    """
+    return records[(records[list(wanted)] == list(wanted.values())).all(axis=1)].set_index("seed", drop=False)
+
+
 def compare(records: pd.DataFrame, value: str, one: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
     """Return by how much `value` differs between two kinds of runs, paired by their seeds.
 
@@ -531,10 +544,10 @@ def compare(records: pd.DataFrame, value: str, one: dict[str, Any], base: dict[s
 
     pair = []
     for wanted in (one, base):
-        chosen = records[(records[list(wanted)] == list(wanted.values())).all(axis=1)].set_index("seed")[value].dropna()
-        if not chosen.index.is_unique:
+        values = chosen(records, wanted)[value].dropna()
+        if not values.index.is_unique:
             raise ValueError(f"{wanted} fits more than one run of a seed; name more columns")
-        pair.append(chosen)
+        pair.append(values)
     differences = (pair[0] - pair[1]).dropna()
     low, high = interval(differences)
     spread = differences.std() if len(differences) > 1 else math.nan

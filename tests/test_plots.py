@@ -215,6 +215,29 @@ def test_effects_show_the_mean_its_interval_and_the_noise_floor():
     assert ax.patches[0].get_extents().transformed(ax.transData.inverted()).intervalx == pytest.approx([-0.05, 0.05])
 
 
+def test_the_means_of_a_precision_stand_around_its_tick_without_gaps_for_kinds_that_have_no_run_there():
+    series = {
+        "plain": {"fp32": [0.8, 0.9], "w2a2": [0.7]},
+        "start": {"w2a2": [0.6]},
+        "both": {"fp32": [0.9], "w2a2": [0.8]},
+    }
+    ax = plots.plot_against_bits({"accuracy": series}, "FashionMNIST-mini").axes[0]
+    means = [line for line in ax.lines if line.get_label() in series]
+    assert [line.get_ydata().tolist() for line in means] == [pytest.approx([0.85, 0.7]), [0.6], [0.9, 0.8]]
+    assert [line.get_xdata() for line in means] == [pytest.approx(x) for x in ([-0.1, 0.8], [1.0], [0.1, 1.2])]
+    assert len({line.get_marker() for line in means}) == 3
+
+
+def test_measures_against_bits_say_what_the_band_and_the_dashed_line_are_and_give_accuracy_in_percent():
+    series = {"plain": {"fp32": [0.8, 0.9]}}
+    panels, floors = {"accuracy": series, "deletion gain, blur": series}, {"deletion gain, blur": (0.1, 0.2)}
+    figure = plots.plot_against_bits(panels, "FashionMNIST-mini", floors)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["plain", "plain fp32, lowest to highest seed", "random map"]
+    accuracy, gain = (ax.yaxis.get_major_formatter()(0.85) for ax in figure.axes[:2])
+    assert accuracy.startswith("85") and accuracy.endswith("%") and not gain.endswith("%")
+
+
 def test_a_network_stands_between_the_lowest_and_the_highest_of_all():
     image, half = np.zeros((8, 8), np.uint8), np.array([0.5, 0.5])
     everything = [{"accuracy": 0.9}, {"accuracy": 0.7}, {"accuracy": 0.8}]
