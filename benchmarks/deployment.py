@@ -178,7 +178,7 @@ def main() -> None:
     heads = ["network", "precision", "storage", "bytes", "of fp32"]
     for batch in BATCHES:
         heads += [f"ms, batch {batch}", "x fp32"]
-    heads += ["peak memory, MB", "same class as torch"]
+    heads += ["peak memory, MiB", "same class as torch"]
     print("| " + " | ".join(heads) + " |")
     print("|" + " --- |" * len(heads))
     with tempfile.TemporaryDirectory() as folder:

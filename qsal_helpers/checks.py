@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -225,7 +226,7 @@ def expect_number(answer: Any, what: str) -> float:
         raise _NotDone
     if isinstance(answer, Tensor) and answer.numel() == 1:
         answer = answer.item()
-    if isinstance(answer, bool) or not isinstance(answer, int | float):
+    if isinstance(answer, bool) or not isinstance(answer, Real):  # Real, for NumPy has numbers of its own
         raise _Wrong(f"{what} should be one number, but your function returned {reprlib.repr(answer)}.")
     if not math.isfinite(answer):
         raise _Wrong(f"{what} is {answer}: is something divided by zero?")
@@ -704,8 +705,11 @@ def check_integrated_gradients(student: Callable[[nn.Module, Tensor, Tensor, Ten
         at = at.clone().requires_grad_()
         return torch.autograd.grad(model(at).gather(1, target[:, None]).sum(), at)[0]
 
-    def average(start: Tensor) -> Tensor:
-        return sum(gradient(start + (k + 0.5) / steps * (x - start)) for k in range(steps)) / steps
+    def average(start: Tensor, end: Tensor = x) -> Tensor:
+        ways = ((torch.arange(steps) + 0.5) / steps).view(-1, 1, 1, 1, 1)
+        points = (start + ways * (end - start)).flatten(0, 1).requires_grad_()
+        scores = model(points).gather(1, target.repeat(steps)[:, None]).sum()
+        return torch.autograd.grad(scores, points)[0].unflatten(0, (steps, -1)).mean(0)
 
     def test() -> None:
         mean, way = average(baseline), x - baseline
@@ -720,8 +724,7 @@ def check_integrated_gradients(student: Callable[[nn.Module, Tensor, Tensor, Ten
             "it is about as many times too large as there are steps: divide the sum by steps.": steps * wanted,
             "the sign is lost: without it the attributions cannot add up.": wanted.abs(),
             "this is the gradient at x alone: take it at every point on the way.": way * gradient(x),
-            "the points on the way lack the baseline: add it to each.": way
-            * (sum(gradient((k + 0.5) / steps * way) for k in range(steps)) / steps),
+            "the points on the way lack the baseline: add it to each.": way * average(torch.zeros_like(x), way),
             "the way starts at 0: start it at the baseline.": way * average(torch.zeros_like(x)),
             "your way starts at 0 and ends at x: start it at the baseline.": x * average(torch.zeros_like(x)),
             "the sign is turned round: it is (x - baseline).": -wanted,

@@ -181,11 +181,6 @@ class ImageData:
         """Number of channels of an image: 1 for grey, 3 for colour."""
         return self.train.images.shape[1]
 
-    @property
-    def image_size(self) -> int:
-        """Height of an image in pixels; the images are square."""
-        return self.train.images.shape[2]
-
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Turn pixels into what a model is given: (pixel / 255 - mean) / std, channel by channel.
 

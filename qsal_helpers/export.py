@@ -73,7 +73,7 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
     '11001001'
     """
     codes = np.asarray(codes)
-    _check_packing(bits)
+    check_whole(bits, "bits", 1, 8)
     if codes.dtype.kind not in "iu":
         raise TypeError(f"codes must be integers; got {codes.dtype}")
     if codes.size and not (-(2 ** (bits - 1)) <= codes.min() and codes.max() < 2 ** (bits - 1)):
@@ -99,7 +99,7 @@ def unpack_bits(packed: np.ndarray, bits: int, length: int) -> np.ndarray:
     array([ 1, -2,  0, -1], dtype=int8)
     """
     packed = np.asarray(packed)
-    _check_packing(bits)
+    check_whole(bits, "bits", 1, 8)
     if packed.dtype != np.uint8 or packed.ndim != 1:
         raise TypeError(f"packed must be uint8 with one axis; got {packed.dtype} with {packed.ndim}")
     check_whole(length, "length", 0, 2**40)
@@ -110,11 +110,6 @@ def unpack_bits(packed: np.ndarray, bits: int, length: int) -> np.ndarray:
     # The highest bit counts negative in two's complement: repeating it up to bit 7 makes an int8 of it.
     filled = np.concatenate([each, np.repeat(each[:, -1:], 8 - bits, axis=1)], axis=1)
     return np.packbits(filled, axis=1, bitorder="little").view(np.int8).ravel()
-
-
-def _check_packing(bits: int) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-        raise ValueError(f"bits must be an int from 1 to 8; got {bits!r}")
 
 
 # ---------------------------------------------------------------- the operations, on integers only
@@ -129,13 +124,11 @@ class Product:
     name : the layer's name; its output is the accumulator.
     inputs : the one array that it reads.
     codes : integers, ``(O, C, kh, kw)`` or ``(O, I)``.
-    bits : of the weights. Weights of the odd grids are stored in `bits` bits as ``(codes - 1) / 2``.
     """
 
     name: str
     inputs: tuple[str]
     codes: np.ndarray
-    bits: int
     stride: tuple[int, int]
     padding: tuple[int, int]
 
@@ -359,12 +352,11 @@ def _translate(step: Step, inputs: list[_Value], colours: int) -> tuple[_Value, 
         raise ValueError(f"{step.name} cannot be turned into integers: the first operation must be a Conv2d or Linear")
     if step.kind == "average_pool":
         return _move(step, inputs[0], partial(_sum_pool, **step.options), int(np.prod(step.options["kernel"])))
-    functions = {
-        "max_pool": lambda: partial(_max_pool, **step.options),
-        "slice": lambda: lambda x: x[step.options["slices"]],
-        "pad": lambda: partial(np.pad, pad_width=step.options["widths"]),
-    }
-    return _move(step, inputs[0], functions[step.kind]())
+    if step.kind == "max_pool":
+        return _move(step, inputs[0], partial(_max_pool, **step.options))
+    if step.kind == "slice":
+        return _move(step, inputs[0], lambda x: x[step.options["slices"]])
+    return _move(step, inputs[0], partial(np.pad, pad_width=step.options["widths"]))
 
 
 def _term(array: str, scale: float, bound: int, channel: int | None = None) -> _Term:
@@ -399,7 +391,7 @@ def _multiply(step: Step, value: _Value, colours: int) -> tuple[_Value, list]:
             name = f"{step.name}.{term.array if term.array != 'ones' else f'ones.{term.channel}'}"
         bound = np.abs(codes).reshape(len(codes), -1).sum(1) * term.bound
         dtype = np.int32 if bound.max() <= INT32_MAX else np.int64
-        made.append(Product(name, (term.array,), codes.astype(dtype), layer.bits, layer.stride, layer.padding))
+        made.append(Product(name, (term.array,), codes.astype(dtype), layer.stride, layer.padding))
         terms.append(_Term(name, term.scale * layer.scale, bound, term.grid * layer.scale.max()))
     return _Value(tuple(terms), layer.bias, quantized=False), made
 

@@ -15,7 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from ._arguments import check_model
 from .data import ImageData
-from .quantization import ALPHA_MIN, PACT, _has_zero, _Tracer, weight_codes
+from .quantization import ALPHA_MIN, PACT, _has_zero, _refuse_overwriting, _Tracer, weight_codes
 
 _IGNORED = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -97,11 +97,17 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
             f"{type(model).__name__} cannot be exported: its forward cannot be traced ({type(error).__name__}), "
             "because it branches on its data"
         ) from error
+    _refuse_overwriting(model, graph)
     try:
         with torch.no_grad():
+            model(torch.zeros(1, *image_shape))  # ShapeProp would print the whole stack of an error
             ShapeProp(torch.fx.GraphModule(model, graph)).propagate(torch.zeros(1, *image_shape))
     except RuntimeError as error:
         raise ValueError(f"{type(model).__name__} cannot be exported: it cannot take images {image_shape}") from error
+    for node in list(graph.nodes):
+        if node.op == "call_module" and isinstance(model.get_submodule(node.target), _IGNORED):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
     steps: dict[str, Step] = {}
     names: dict[torch.fx.Node, str] = {}
@@ -112,9 +118,6 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
             continue
         inputs = tuple(names[n] for n in node.all_input_nodes)
         module = model.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, _IGNORED):
-            names[node] = inputs[0]
-            continue
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             source = steps[inputs[0]]
             if source.kind != "layer" or len(node.args[0].users) > 1:

@@ -68,6 +68,7 @@ GRADERS = {function: grader for lesson in EXERCISES.values() for function, grade
 STATES = ("done", "not yet", "wrong", "error")
 START_LIMIT, EXERCISE_LIMIT = 60.0, 45.0  # seconds; a grader itself gives up on a function after 30 at most
 LONGEST_MESSAGE = 2000
+_FILLING = {"append", "extend", "insert", "add", "update", "setdefault"}  # methods that change what a name holds
 STILL_RUNNING = 75  # the exit code of a process that ends because a judged function would not
 
 
@@ -152,12 +153,30 @@ def statements_of(sources: Sequence[str]) -> tuple[list[Statement], list[tuple[s
                 text = ast.unparse(node)
                 scope = symtable.symtable(text, "cell", "exec")
                 binds = {name.get_name() for name in scope.get_symbols() if name.is_assigned() or name.is_imported()}
+                binds |= set(_filled(node))
                 if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
                     binds = {"*"}
                 known.append(Statement(text, frozenset(binds), frozenset(_needs(scope))))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             broken.append((source, f"{type(error).__name__}: {error}"))
     return known, broken
+
+
+def _filled(node: ast.stmt) -> Iterator[str]:
+    """Yield the names whose contents a statement changes: ``table[2] = 4``, ``levels.append(4)``."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return
+    for part in ast.walk(node):
+        if isinstance(part, (ast.Subscript, ast.Attribute)) and isinstance(part.ctx, ast.Store):
+            part = part.value
+        elif isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute) and part.func.attr in _FILLING:
+            part = part.func.value
+        else:
+            continue
+        while isinstance(part, (ast.Subscript, ast.Attribute)):
+            part = part.value
+        if isinstance(part, ast.Name):
+            yield part.id
 
 
 def _needs(scope: symtable.SymbolTable) -> Iterator[str]:

@@ -6,14 +6,14 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import check_flag, check_model
+from ._arguments import check_flag, check_model, check_number, check_whole
+from ._random import random_state_kept
 from .quantization import evaluation_mode
 
 FILLS = ("uniform", "mean", "black", "blur")
@@ -74,8 +74,7 @@ def least_salient(saliency: Tensor, ratio: float, rank_by: str = "magnitude") ->
     [[[[0, 1], [0, 0]]]]
     """
     _check_images(saliency, "saliency")
-    if not _is_number(ratio) or not 0 <= ratio <= 1:
-        raise ValueError(f"the mask ratio must be a number from 0 to 1; got {ratio!r}")
+    check_number(ratio, "the mask ratio", high=1)
     if not isinstance(rank_by, str) or rank_by not in RANKINGS:
         raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}; got {rank_by!r}")
     batch, _, height, width = saliency.shape
@@ -98,10 +97,6 @@ def _check_images(x: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be a floating-point tensor (B, C, H, W); got {kind}")
     if x.dim() != 4:
         raise ValueError(f"{name} must be (B, C, H, W); got shape {tuple(x.shape)}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _filling(x: Tensor, fill: str | Sequence[float]) -> Tensor:
@@ -180,18 +175,15 @@ class SaliencyGuided:
     _calls: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not _is_number(self.mask_ratio) or not 0 <= self.mask_ratio <= 1:
-            raise ValueError(f"mask_ratio must be a number from 0 to 1; got {self.mask_ratio!r}")
-        if not _is_number(self.weight) or not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight must be a finite number of at least 0; got {self.weight!r}")
+        check_number(self.mask_ratio, "mask_ratio", high=1)
+        check_number(self.weight, "weight")
+        check_whole(self.ramp_steps, "ramp_steps", low=0)
         if not isinstance(self.rank_by, str) or self.rank_by not in RANKINGS:
             raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}; got {self.rank_by!r}")
         if isinstance(self.fill, str) and self.fill not in FILLS:
             raise ValueError(f"fill must be one of {', '.join(FILLS)}, or one number a channel; got {self.fill!r}")
         if not isinstance(self.saliency, str) or self.saliency not in ("loss", "logit"):
             raise ValueError(f"saliency must be 'loss' or 'logit'; got {self.saliency!r}")
-        if isinstance(self.ramp_steps, bool) or not isinstance(self.ramp_steps, int) or self.ramp_steps < 0:
-            raise ValueError(f"ramp_steps must be an int of at least 0; got {self.ramp_steps!r}")
         for name in ("detach_clean", "freeze_statistics", "share_dropout", "eval_saliency"):
             check_flag(getattr(self, name), name)
 
@@ -302,7 +294,7 @@ def _random_state_from(state: Tensor | None, x: Tensor) -> Iterator[None]:
     if state is None:
         yield
         return
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    with random_state_kept(x.device):
         if x.is_cuda:
             torch.cuda.set_rng_state(state, x.device)
         else:

@@ -84,9 +84,9 @@ def _free_memory() -> float | None:
     except ImportError:
         return None
     free = psutil.virtual_memory().available
-    limit = Path("/sys/fs/cgroup/memory.max")
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()))
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
     return free / 2**30
 
 

@@ -181,7 +181,7 @@ def latencies(
 
 
 def peak_memory(path: str | os.PathLike, threads: int = 1) -> float:
-    """Return the memory, in MB, that loading a file and running it on one image takes at its peak.
+    """Return the memory, in MiB, that loading a file and running it on one image takes at its peak.
 
     A fresh process opens the file with onnxruntime alone, without torch. Counted is what it takes above onnxruntime
     itself. The number is read from ``/proc``; on systems without it, which are not Linux, the answer is NaN.

@@ -900,8 +900,8 @@ def plot_weight_grids(grids: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictur
 def series_styles(names: Sequence[str]) -> list[dict[str, Any]]:
     """Return a colour and a line style for each name; the first word of a name sets the colour.
 
-    Names that share a colour differ in their lines, so "w2a2" and "w2a2 guided" are kin and can be told apart. A first
-    word that has no colour of its own takes one that the others leave.
+    Up to four names that share a colour differ in their lines, so "w2a2" and "w2a2 guided" are kin and can be told
+    apart. A first word that has no colour of its own takes one that the others leave.
 
     Examples
     --------

@@ -174,7 +174,8 @@ def pact(x: Tensor, alpha: float | Tensor, bits: int) -> Tensor:
 
     Raises
     ------
-    ValueError for alpha not above 0 or with more than one element, or for bits out of range.
+    ValueError for alpha not above 0 (looked at on the CPU only: a GPU would have to wait for it) or with more than one
+    element, or for bits out of range.
 
     Examples
     --------
@@ -446,7 +447,7 @@ class Precision:
     activations: int | tuple[int, int]
     first: int = 8
     last: int = 8
-    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for bits in (self.weights, self.activations):
@@ -528,7 +529,8 @@ def execution_order(model: nn.Module) -> list[str]:
 
     Raises
     ------
-    ValueError if `forward` calls a ReLU as a function, which no module swap can reach.
+    ValueError if `forward` calls a ReLU as a function, which no module swap can reach, or if a ReLU with
+    ``inplace=True`` overwrites a tensor that something else reads, too.
 
     Examples
     --------
@@ -552,8 +554,23 @@ def execution_order(model: nn.Module) -> list[str]:
             f"{type(model).__name__} calls ReLU as a function {len(found)} times; give each its own nn.ReLU() module, "
             "so that it can be replaced by PACT"
         )
+    _refuse_overwriting(model, graph)
     modules = [node.target for node in graph.nodes if node.op == "call_module"]
     return [name for name in modules if isinstance(model.get_submodule(name), _LEAVES)]
+
+
+def _refuse_overwriting(model: nn.Module, graph: torch.fx.Graph) -> None:
+    """Raise `ValueError` if a ReLU with ``inplace=True`` overwrites a tensor that something else reads, too.
+
+    What takes the ReLU's place overwrites nothing, so that reader would be given other numbers.
+    """
+    for node in graph.nodes:
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        if getattr(module, "inplace", False) and isinstance(module, nn.ReLU) and len(node.args[0].users) > 1:
+            raise ValueError(
+                f"{node.target} is nn.ReLU(inplace=True) and overwrites a tensor that is read elsewhere, too; "
+                "give it inplace=False"
+            )
 
 
 def quantize(
@@ -575,8 +592,8 @@ def quantize(
 
     Raises
     ------
-    ValueError if there is nothing to quantize, if it is quantized already, if a ReLU is called as a function, or if a
-    layer is of a class derived from Conv2d or Linear.
+    ValueError if there is nothing to quantize, if it is quantized already, if a ReLU is called as a function or
+    overwrites what another layer reads, or if a layer is of a class derived from Conv2d or Linear.
 
     Warns
     -----

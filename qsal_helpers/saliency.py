@@ -11,7 +11,6 @@ import contextlib
 import copy
 import inspect
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,7 +23,6 @@ from ._arguments import check_flag, check_model, check_number, check_seed, check
 from .quantization import PACT, evaluation_mode
 
 MOST_COPIES = 10_000  # noisy copies or steps an image; more would only fill the memory
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def saliency_map(
@@ -72,7 +70,7 @@ def saliency_map(
 
     Warns
     -----
-    Once a model, if "integrated_gradients" is asked of a quantized one: see `completeness_error`.
+    If "integrated_gradients" is asked of a quantized model: see `completeness_error`.
 
     Examples
     --------
@@ -466,8 +464,7 @@ def _baseline(x: Tensor, baseline: float | Tensor | None) -> Tensor:
 
 
 def _warn_if_incomplete(model: nn.Module) -> None:
-    if model not in _warned and any(isinstance(m, PACT) and m.bits < 32 for m in model.modules()):
-        _warned.add(model)
+    if any(isinstance(m, PACT) and m.bits < 32 for m in model.modules()):
         warnings.warn(
             "integrated gradients do not add up to f(x) - f(baseline) on a quantized network, however many the steps: "
             "its activations are staircases whose straight-through gradient is not their slope; "

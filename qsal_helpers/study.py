@@ -32,13 +32,14 @@ from tqdm.auto import tqdm
 
 from . import metrics
 from ._arguments import check_whole
+from ._random import seeded
 from .checkpoints import _write, load_model, save_model
 from .data import ImageData, load_data
 from .distillation import Distilled
 from .guided import SaliencyGuided
 from .machine import _cores
 from .models import build_model
-from .quantization import Precision, describe, quantize
+from .quantization import Precision, describe, evaluation_mode, quantize
 from .saliency import saliency_map
 from .training import History, Objective, cross_entropy, evaluate, fit
 
@@ -105,6 +106,10 @@ class Run:
     explained: int = 500
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("mask_ratio", "weight"):  # 1 and 1.0 are the same run and need the same name
+            object.__setattr__(self, name, float(getattr(self, name)))
+
     @property
     def id(self) -> str:
         """A short name that no other run has. A field added later leaves the ids of earlier runs as they are."""
@@ -130,8 +135,8 @@ class Run:
         """Return the untrained model, or one with the weights of `twin`, the trained model of the run's `twin`."""
         if self.start not in ("scratch", "twin"):
             raise ValueError(f"start must be 'scratch' or 'twin'; got {self.start!r}")
-        torch.manual_seed(self.seed)
-        model = build_model(self.model, in_channels=data.in_channels, num_classes=data.num_classes)
+        with seeded(self.seed, torch.device("cpu")):
+            model = build_model(self.model, in_channels=data.in_channels, num_classes=data.num_classes)
         if self.start == "twin":
             model.load_state_dict(twin.state_dict())
         precision = Precision.parse(self.precision)
@@ -231,7 +236,7 @@ def measure(model: nn.Module, data: ImageData, explained: int = 500) -> dict[str
     """
     images = data.test.images[:explained]
     x = data.normalise(images)
-    with torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         probabilities = torch.cat([model(part).softmax(1) for part in x.split(250)])
     target = probabilities.argmax(1)
     black = data.normalise(torch.zeros_like(images[:1]))[0, :, 0, 0].tolist()
@@ -551,7 +556,8 @@ def compare(records: pd.DataFrame, value: str, one: dict[str, Any], base: dict[s
     differences = (pair[0] - pair[1]).dropna()
     low, high = interval(differences)
     spread = differences.std() if len(differences) > 1 else math.nan
-    p = float(stats.ttest_1samp(differences, 0).pvalue) if spread > 0 else math.nan
+    # Equal differences of rounded numbers still differ in their last digits.
+    p = float(stats.ttest_1samp(differences, 0).pvalue) if spread > 1e-9 * differences.abs().max() else math.nan
     return {"difference": float(differences.mean()), "low": low, "high": high, "p": p, "seeds": len(differences)}
 
 
@@ -817,14 +823,19 @@ def main(arguments: list[str] | None = None) -> None:
         for run in runs if fields else []:
             print(_one_line(read_record(given.folder, run)))
     elif given.do == "agree":
-        for name in ("fashion-mnist-mini", "mnist-mini", "fashion-mnist", "mnist"):
-            found = agreement(plan()[name] + plan().get(f"twin-{name}", []), given.folder)
+        plans = plan()
+        for name in [given.group] if given.group else MAIN_GROUPS:
+            found = agreement(plans[name] + plans.get(f"twin-{name}", []), given.folder)
             if len(found):
                 found.to_csv(given.folder / f"agreement-{name}.csv", index=False)
     else:
         records = load_records(given.folder)
+        if given.group or given.seeds is not None or fields:
+            records = records[records.id.isin([run.id for run in runs])]
         if not len(records):
-            sys.exit(f"{given.folder} holds no record of a finished run; make one with `run`, or give another --folder")
+            sys.exit(
+                f"{given.folder} holds no record of such a finished run; make one with `run`, or name another --folder"
+            )
         for value in ("accuracy", *SHOWN):
             text = table(records, value).fillna("").to_string()
             print(f"{value}: mean ± standard deviation over seeds (how many)", text, "", sep="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -129,7 +130,7 @@ def fit(
     callback : called with a `Progress` every `callback_every` steps, and after the last one. What it draws from torch's
         random numbers does not change the training.
     validation : fraction of the training images used for choosing the epoch; 0 keeps the last epoch.
-    augment : random crops, and flips unless the images are digits; see `batches`.
+    augment : random crops, and flips unless the data is "mnist"; see `batches`.
     resume : a file for a training that may be killed. It is written after every epoch; where it exists already,
         training goes on from the epoch it holds, to the numbers that an undisturbed run gives. It stays at the end.
 
@@ -337,8 +338,11 @@ class _Live:
 
 
 def _description(objective: Objective) -> str:
-    """Return what tells an objective from others, the same in every process, so without addresses in memory."""
-    if dataclasses.is_dataclass(objective):
+    """Return what tells an objective from others, the same in every process, so without addresses in memory.
+
+    Of functions and other objects only the name is known.
+    """
+    if dataclasses.is_dataclass(objective) or isinstance(objective, functools.partial):
         return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(objective))
     return getattr(objective, "__qualname__", type(objective).__qualname__)
 

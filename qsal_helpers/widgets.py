@@ -32,7 +32,7 @@ from .plots import (
     plot_training_now,
 )
 from .saliency import device_of, saliency_map
-from .training import Progress
+from .training import Progress, _parts
 
 # Every panel of this process, so that a test can move all the sliders that a lesson shows.
 PANELS: list[ipywidgets.VBox] = []
@@ -423,7 +423,7 @@ class LiveView:
 
     def _look(self, progress: Progress) -> Frame:
         model, objective = progress.model, progress.objective
-        masking = objective if isinstance(objective, SaliencyGuided) else self.masking
+        masking = next((part for part in _parts(objective) if isinstance(part, SaliencyGuided)), self.masking)
         device = device_of(model, self.x)
         x, y = self.x.to(device), self.labels.to(device)
         maps = saliency_map(model, x, y)

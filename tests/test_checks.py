@@ -5,6 +5,7 @@ import re
 import threading
 
 import IPython.display
+import numpy as np
 import pytest
 import torch
 from lessons import SOURCES, read_source
@@ -551,6 +552,12 @@ def test_a_stub_left_alone_is_not_done_yet(name, nothing, capsys):
 def test_an_answer_of_the_wrong_kind_is_told_so(name, answer, capsys):
     verdict, said = grade(name, lambda *_: answer, capsys)
     assert not verdict and "not right yet" in said
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.float32, np.float64, torch.tensor])
+def test_a_number_is_right_whichever_library_it_comes_from(kind, capsys):
+    assert checks.check_number_of_levels(lambda bits: kind(2**bits))
+    assert "correct" in capsys.readouterr().out
 
 
 @each_grader

@@ -370,6 +370,37 @@ def test_a_batch_norm_whose_layer_is_read_elsewhere_too_is_refused():
         fold(Twice(), random_data(1, 12))
 
 
+def test_a_dropout_between_them_does_not_hide_that_a_batch_norms_layer_is_read_elsewhere_too():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.dropout, self.norm = nn.Conv2d(1, 2, 3), nn.Dropout(), nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.norm(self.dropout(x)) + x
+
+    with pytest.raises(ValueError, match="norm cannot be folded"):
+        fold(Twice(), random_data(1, 12))
+
+
+def test_a_relu_that_overwrites_what_is_read_elsewhere_is_refused_before_it_changes_the_function():
+    class Overwriting(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.first, self.relu, self.last = nn.Conv2d(1, 2, 3), nn.ReLU(inplace=inplace), nn.Conv2d(2, 2, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(self.relu(x) + x)
+
+    data = random_data(1, 12)
+    for refuses in (lambda model: fold(model, data), lambda model: quantize(model, "w4a4")):
+        with pytest.raises(ValueError, match=r"relu is nn.ReLU\(inplace=True\) and overwrites"):
+            refuses(Overwriting(inplace=True))
+        refuses(Overwriting(inplace=False))
+
+
 def test_a_float_model_has_no_integers_and_wrong_images_are_refused():
     data = random_data(1, 28)
     with pytest.raises(ValueError, match="conv1 cannot be turned into integers: its weights are not quantized"):

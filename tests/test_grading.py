@@ -153,6 +153,14 @@ def test_a_helper_and_a_constant_of_another_cell_are_found(tmp_path):
     assert states(notebook, tmp_path)["bits_needed"] == "done"
 
 
+def test_what_other_statements_put_into_a_list_or_a_table_is_there_when_a_function_is_graded(tmp_path):
+    code = "def number_of_levels(bits):\n    return levels[bits] * table['one']"
+    notebook = answered("00", number_of_levels=code)
+    extra = "levels, table = [], {}\nfor b in range(9):\n    levels.append(2**b)\ntable['one'] = 1"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(extra))
+    assert states(notebook, tmp_path)["number_of_levels"] == "done"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

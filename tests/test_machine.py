@@ -35,6 +35,13 @@ def test_a_machine_whose_memory_cannot_be_read_is_not_refused(monkeypatch):
     assert machine._memory()[0] is False
 
 
+def test_what_a_container_has_used_already_is_not_counted_as_free(monkeypatch, tmp_path):
+    (tmp_path / "memory.max").write_text(f"{2**31}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * 2**29}\n")
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / path.rpartition("/")[2])
+    assert machine._free_memory() == 0.5
+
+
 def test_a_python_outside_the_range_is_told_which_ones_do(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 0))
     fault, sentence = machine._python()

@@ -259,12 +259,13 @@ def test_guided_backprop_refuses_relus_it_cannot_reach_and_models_without_any():
         saliency_map(Linear(images(2)), images(), method="guided_backprop")
 
 
-def test_integrated_gradients_warn_once_for_each_quantized_model_and_never_for_a_float_one():
-    x = images()
-    quantized = [network("w2a2"), network("w4a4")]
+def test_integrated_gradients_warn_for_a_quantized_model_also_after_a_silent_look_at_it_and_never_for_a_float_one():
+    x, quantized = images(), [network("w2a2"), network("w4a4")]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for model in [network(), *quantized, *quantized]:
+        for model in [network(), *quantized]:
+            completeness_error(model, x, steps=2)
+            assert not caught or model is quantized[1]
             saliency_map(model, x, method="integrated_gradients", steps=2, batch_size=1)
             saliency_map(model, x)
     assert len(caught) == 2 and all("staircases" in str(w.message) for w in caught)

@@ -347,6 +347,34 @@ def test_the_same_difference_at_every_seed_tells_nothing_of_its_spread_and_has_n
     frame = pd.DataFrame({"bits": [4, 4, 2, 2], "seed": [0, 1, 0, 1], "accuracy": [0.75, 0.5, 0.5, 0.25]})
     found = compare(frame, "accuracy", {"bits": 4}, {"bits": 2})
     assert found["difference"] == 0.25 and math.isnan(found["p"])
+    frame["accuracy"] = [0.9, 0.8, 0.8, 0.7]  # equal but for the last binary digit
+    assert math.isnan(compare(frame, "accuracy", {"bits": 4}, {"bits": 2})["p"])
+
+
+def test_runs_that_are_equal_have_one_name_and_their_command_makes_the_same_run():
+    run = Run(objective="guided", mask_ratio=1, weight=2)
+    assert run.id == Run(objective="guided", mask_ratio=1.0, weight=2.0).id
+    assert "--mask-ratio 1.0 --weight 2.0" in run.command
+
+
+def test_building_and_measuring_leave_the_random_numbers_and_the_mode_of_the_model_alone():
+    data = study.load_data("mnist", 500)
+    before = torch.get_rng_state()
+    model = TINY.build(data).train()
+    statistics = [buffer.clone() for buffer in model.buffers()]
+    study.measure(model, data, 4)
+    assert model.training and torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(old, new) for old, new in zip(statistics, model.buffers(), strict=True))
+
+
+def test_the_table_holds_only_the_group_and_the_seeds_that_were_asked_for(tmp_path, capsys):
+    metrics = {name: {"mean": 0.5} for name in study.SHOWN}
+    for run in plan()["mnist"][:3] + plan()["fashion-mnist"][:3] + [plan()["mnist"][12]]:
+        record = {"run": dataclasses.asdict(run), "id": run.id, "command": "", "status": "done", "accuracy": 0.5}
+        (tmp_path / f"{run.id}.json").write_text(json.dumps(record | {"metrics": metrics}))
+    study.main(["table", "--folder", str(tmp_path), "--group", "mnist", "--seeds", "1"])
+    shown = capsys.readouterr().out
+    assert "0.500 (1)" in shown and "fashion-mnist" not in shown and "(2)" not in shown
 
 
 def test_holms_correction_keeps_false_alarms_among_many_tests_at_the_level():
@@ -496,7 +524,7 @@ def test_a_run_that_differs_from_the_plans_in_anything_else_enters_no_cell_of_th
         ("run --workers -1", "--workers must be at least 1"),
         ("run --workers 0", "--workers must be at least 1"),
         ("run --augment true", "choose from True, False"),
-        ("table --folder no/such/folder", "holds no record of a finished run"),
+        ("table --folder no/such/folder", "holds no record of such a finished run"),
     ],
 )
 def test_a_command_that_cannot_be_done_ends_with_a_sentence_and_trains_nothing(arguments, words, monkeypatch, capsys):

@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 import random
 import sys
@@ -660,6 +661,14 @@ def test_a_training_is_resumed_with_the_same_teacher_only(other, tmp_path):
     with pytest.raises(ValueError, match="it was made for the objective .*; delete it to start anew"):
         run(net(), resume=file, objective=other)
     assert run(net(), resume=file, objective=Distilled(net(seed=1))).epochs == 2
+
+
+def test_a_partial_objective_is_told_from_one_with_other_arguments(tmp_path):
+    weighted, file = lambda model, x, y, weight: weight * cross_entropy(model, x, y), tmp_path / "fit"
+    run(net(), resume=file, objective=functools.partial(weighted, weight=1.0))
+    with pytest.raises(ValueError, match="cannot be resumed from"):
+        run(net(), resume=file, objective=functools.partial(weighted, weight=0.5))
+    assert run(net(), resume=file, objective=functools.partial(weighted, weight=1.0)).epochs == 2
 
 
 def test_teachers_of_the_same_weights_and_other_bits_are_told_apart():

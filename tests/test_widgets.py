@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qsal_helpers import SaliencyGuided, build_model, fit, load_data, plots, widgets
+from qsal_helpers import Distilled, SaliencyGuided, build_model, fit, load_data, plots, widgets
 from qsal_helpers.guided import least_salient
 from qsal_helpers.training import Progress, cross_entropy
 
@@ -105,7 +105,8 @@ def test_a_live_view_shows_the_pixels_that_the_objective_would_replace(rank_by):
     x, y = data.normalise(data.test.images[:3]).requires_grad_(), data.test.labels[:3]
     (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), x)
     wanted = least_salient(-gradient, 0.25, rank_by)[:, 0]
-    for objective, view in ((masking, {}), (cross_entropy, {"masking": masking})):
+    taught = Distilled(build_model("lenet5"), masking)
+    for objective, view in ((masking, {}), (taught, {}), (cross_entropy, {"masking": masking})):
         live = widgets.LiveView(data, data.test[:3], **view)
         live(Progress(model, objective, 1, 1, 1, 0.5))
         assert torch.equal(torch.from_numpy(live.frames[0].replaced), wanted)

@@ -101,7 +101,6 @@ CLOSE = f"""async seconds => {{
 class Panel(NamedTuple):
     """One of the course's panels on a page: the handles of its sliders, its picture and its error message."""
 
-    box: Locator
     handles: list[Locator]
     picture: Locator
     message: Locator
@@ -233,7 +232,7 @@ def panels(page: Page) -> list[Panel]:
             box = page.locator(f'.jp-Cell[data-windowed-list-index="{number}"] .widget-vbox:has(> .qsal-error)')
             box.locator("img").wait_for(timeout=30_000)
             handles = box.locator(".noUi-handle").all()
-            found.append(Panel(box, handles, box.locator("img"), box.locator("> .qsal-error")))
+            found.append(Panel(handles, box.locator("img"), box.locator("> .qsal-error")))
     return found
 
 

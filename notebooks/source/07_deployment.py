@@ -624,7 +624,7 @@ def right(path):
 def table(name):
     frame = pd.DataFrame(measured[name]).round(3)
     frame.insert(1, "times smaller", (frame["bytes"]["fp32"] / frame["bytes"]).round(2))
-    frame["peak memory, MB"] = [round(export.peak_memory(p), 1) for p in files[name].values()]
+    frame["peak memory, MiB"] = [round(export.peak_memory(p), 1) for p in files[name].values()]
     return frame.astype({"bytes": int})
 
 
