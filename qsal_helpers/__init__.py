@@ -5,19 +5,22 @@ objective = SaliencyGuided(mask_ratio=0.5)                         # what traini
 history = fit(model, data, objective, epochs=5, seed=0)            # one loop for all of it
 """
 
-from .data import load_data
+from .data import ImageData, load_data
 from .distillation import Distilled
 from .guided import SaliencyGuided, mask_least_salient
 from .models import build_model
-from .quantization import PACT, Precision, describe, pact, quantize, quantize_uniform, quantize_weight
+from .quantization import PACT, Precision, calibrate, describe, pact, quantize, quantize_uniform, quantize_weight
+from .saliency import saliency_map
 from .training import evaluate, fit
 
 __all__ = [
     "Distilled",
+    "ImageData",
     "PACT",
     "Precision",
     "SaliencyGuided",
     "build_model",
+    "calibrate",
     "describe",
     "evaluate",
     "fit",
@@ -27,4 +30,5 @@ __all__ = [
     "quantize",
     "quantize_uniform",
     "quantize_weight",
+    "saliency_map",
 ]

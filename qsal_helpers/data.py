@@ -574,4 +574,5 @@ def _is(x: object, dtype: torch.dtype) -> bool:
 def _describe(x: object) -> str:
     if not isinstance(x, (torch.Tensor, np.ndarray)):
         return type(x).__name__
-    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+    kind = "" if isinstance(x, torch.Tensor) else "a NumPy array of "
+    return f"{kind}{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"

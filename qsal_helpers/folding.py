@@ -162,7 +162,7 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
         return "average_pool", None, {"kernel": side, "stride": side, "padding": (0, 0)}
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
         return "flatten", None, {}
-    if target is torch.flatten and (*args, *node.kwargs.values())[1:] in ((1,), (1, -1)):
+    if target in (torch.flatten, "flatten") and (*args, *node.kwargs.values())[1:] in ((1,), (1, -1)):
         return "flatten", None, {}
     if target in _ADDITIONS and _is_plain_addition(node):
         return "add", None, {}
@@ -173,7 +173,10 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
     if target is operator.getitem and _slices_channels_and_pixels(args[1]):
         return "slice", None, {"slices": args[1]}
     what = getattr(target, "__name__", target) if module is None else f"{type(module).__name__}({module.extra_repr()})"
-    raise ValueError(f"{node.name} cannot be exported: {what} is not among the operations that are known here")
+    raise ValueError(
+        f"{node.name} cannot be exported: {what} is not among the operations that are known here: Conv2d, Linear, "
+        "batch-norm, PACT, ReLU, ReLU6, max and average pooling as modules, flatten, sums of two, padding, slices"
+    )
 
 
 def _is_plain_addition(node: torch.fx.Node) -> bool:

@@ -152,6 +152,8 @@ def _curve(
         replaced = position[image] < deleted[k].view(-1, 1, 1, 1)
         perturbed = torch.where(replaced, after[image], before[image])
         logits = model(perturbed.to(memory_format=torch.channels_last))
+        if logits.shape[1] < 2:
+            raise ValueError("the probability of the only class is always 1; give the model a logit for each of two")
         found.append(logits.softmax(1).gather(1, target[image][:, None])[:, 0])
     return torch.cat(found)[new.flatten().cumsum(0) - 1].view(number, len(deleted)).float()
 
@@ -529,6 +531,11 @@ def randomisation_check(
     layers = [n for n, m in resettable if getattr(m, "weight", None) is not None and m.weight.dim() > 1]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer whose weights could be randomised")
+    reached = {id(parameter) for _, m in resettable for parameter in m.parameters(recurse=False)}
+    if kept := [n for n, p in randomised.named_parameters() if p.dim() > 1 and id(p) not in reached]:
+        raise ValueError(
+            f"{', '.join(kept)} of {type(model).__name__} cannot be randomised: its module has no reset_parameters()"
+        )
     columns = []
     with seeded(seed, device_of(model, x)):
         for name, module in reversed(resettable):

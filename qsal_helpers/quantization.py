@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import operator
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -514,6 +515,12 @@ class Precision:
 
 _RELUS = (nn.ReLU, nn.ReLU6)
 _LEAVES = (nn.Conv2d, nn.Linear, *_RELUS, PACT)
+# What hands numbers on as they are, or their means: the input of a layer behind it is as rounded as its own.
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_PASSING = (*_POOLS, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)
+_PASSING_CALLS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.cat, torch.mean, F.max_pool2d}
+_PASSING_CALLS |= {F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.pad, operator.getitem}
+_PASSING_CALLS |= {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "mean", "squeeze", "unsqueeze"}
 
 
 class _Tracer(torch.fx.Tracer):
@@ -543,7 +550,8 @@ def execution_order(model: nn.Module) -> list[str]:
     except Exception as error:  # torch.fx raises many kinds, all meaning "not traceable"
         warnings.warn(
             f"{type(model).__name__} cannot be traced ({type(error).__name__}), so its layers are taken in order of "
-            "definition, and ReLUs called as functions are not found",
+            "definition, the first and the last as the end layers, and ReLUs called as functions stay in float; "
+            "Precision(layers=...) sets single layers",
             stacklevel=3,
         )
         return [name for name, module in model.named_modules() if isinstance(module, _LEAVES)]
@@ -581,7 +589,7 @@ def quantize(
     The weights are kept, so the copy may be trained from scratch or go on from a trained model (then `calibrate` it).
     The copy's `precision` and `scheme` hold what it was made with.
     A ReLU takes the activation bits of the next layer in order of execution. A ReLU module that is used at several
-    places has one alpha for all of them, and the largest of their bits.
+    places has one alpha for all of them, and the largest of their bits. Other activations stay as they are.
 
     Parameters
     ----------
@@ -597,7 +605,9 @@ def quantize(
 
     Warns
     -----
-    If layers inside a module such as nn.TransformerEncoderLayer stay in float; they are named.
+    If layers or other weights stay in float, or if a layer reads more bits than asked for, because its ReLU serves
+    other layers as well or because something else than a ReLU comes before it; they are named, and `describe` counts
+    the bits that they read.
 
     Examples
     --------
@@ -643,11 +653,65 @@ def quantize(
         layer.__class__ = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear
         layer.weight_bits, layer.activation_bits, layer.scheme = weight_bits, activation_bits, scheme
     for relu, relu_bits in _relu_bits(model, order, bits).items():
-        old, new = quantized.get_submodule(relu), PACT(relu_bits, alpha).to(next(quantized.parameters()).device)
+        old, new = quantized.get_submodule(relu), PACT(relu_bits, alpha).to(next(quantized.parameters()))
         for name, module in list(quantized.named_modules(remove_duplicate=False)):
             if module is old:
                 _replace(quantized, name, new)
+    _heed_real_inputs(quantized)
     return quantized
+
+
+def _heed_real_inputs(model: nn.Module) -> None:
+    """Set each layer's activation bits to those that its input really has, and warn where these are more."""
+    wide, floating = [], []
+    for name, real in _input_bits(model).items():
+        layer = model.get_submodule(name)
+        if real > layer.activation_bits:
+            (floating if real == 32 else wide).append(f"{name} ({layer.activation_bits} bits)")
+            layer.activation_bits = real
+    others = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and not isinstance(model.get_submodule(name.rpartition(".")[0]), (nn.Conv2d, nn.Linear))
+    ]
+    for names, what in (
+        (wide, "read more bits than asked for: their ReLU serves other layers, too; give each use its own nn.ReLU"),
+        (
+            floating,
+            "read float numbers: put an nn.ReLU directly before each, after any sum; other functions do not round",
+        ),
+        (others, "stay in float: quantize converts Conv2d and Linear layers only"),
+    ):
+        if names:
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            warnings.warn(f"{shown} of {type(model).__name__} {what}", stacklevel=3)
+
+
+def _input_bits(model: nn.Module) -> dict[str, int]:
+    """Return the bits of the numbers that each layer reads, 32 if nothing rounds them; {} if it cannot be traced.
+
+    The image does not count, for `quantize` leaves it as it is. A mean of rounded numbers counts as rounded.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except Exception:  # torch.fx raises many kinds; execution_order has warned of it already
+        return {}
+    bits: dict[torch.fx.Node, int] = {}
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        first = node.args[0] if node.args and node.op != "output" else []
+        sources = [bits.get(source, 32) for source in (first if isinstance(first, (list, tuple)) else [first])]
+        read = max(sources, default=0)
+        if isinstance(module, (QuantConv2d, QuantLinear)):
+            found[node.target] = max(read, found.get(node.target, 0))
+        if isinstance(module, PACT):
+            bits[node] = module.bits
+        elif isinstance(module, _PASSING) or (module is None and node.target in _PASSING_CALLS):
+            bits[node] = read
+        else:  # what is made of the image alone is still image
+            bits[node] = 0 if read == 0 and not isinstance(module, (nn.Conv2d, nn.Linear)) else 32
+    return found
 
 
 def _hidden_layers(model: nn.Module) -> list[str]:
@@ -760,8 +824,8 @@ def describe(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> li
 
     Returns
     -------
-    Rows in order of definition, with the keys ``name``, ``kind``, ``weight_bits``, ``activation_bits`` (of the input,
-    as `quantize` was asked: only a ReLU before the layer rounds it), ``parameters``, ``packed_bytes`` (weights packed
+    Rows in order of definition, with the keys ``name``, ``kind``, ``weight_bits``, ``activation_bits`` (of the input;
+    32 if nothing rounds it; a mean counts as what it is taken of), ``parameters``, ``packed_bytes`` (weights packed
     at their bits, biases at 4 bytes), ``macs`` (multiply-accumulates an image) and ``bit_operations`` (MACs x weight
     bits x activation bits, an estimate of the hardware's work, not a time).
 

@@ -344,6 +344,9 @@ def _with_real_relus(model: nn.Module, x: Tensor) -> nn.Module:
     clipped = (PACT, nn.ReLU6)
     if any(isinstance(m, clipped) for m in model.modules()):
         model = copy.deepcopy(model)
+        for module in model.modules():
+            if isinstance(module, nn.ReLU6):
+                module.inplace = False  # it would overwrite what the ReLU before it needs for its gradient
         if isinstance(model, clipped):
             return nn.Sequential(nn.ReLU(), model)
         # A module that is used at two places stands under two names, and is reached by both.

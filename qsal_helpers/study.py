@@ -819,9 +819,11 @@ def main(arguments: list[str] | None = None) -> None:
             path = _record_path(given.folder, run)
             print(_one_line(read_record(given.folder, run)) if path.exists() else f"{run.id}: to do")
     elif given.do == "run":
-        run_all(runs, given.folder, given.workers)
+        records = run_all(runs, given.folder, given.workers)
         for run in runs if fields else []:
             print(_one_line(read_record(given.folder, run)))
+        if failed := sum(record["status"] == "failed" for record in records):
+            sys.exit(f"{failed} of {len(records)} runs failed; their records say why. Delete these to try again")
     elif given.do == "agree":
         plans = plan()
         for name in [given.group] if given.group else MAIN_GROUPS:

@@ -433,6 +433,11 @@ def test_pixels_of_values_outside_the_range_are_black_or_white():
     assert data.pixels(torch.full((1, 1, 1, 1), -99.0)).item() == 0 and data.pixels(torch.full((1, 1, 1, 1), 99.0)) == 1
 
 
+def test_numpy_images_are_told_from_tensors_in_words():
+    with pytest.raises(ValueError, match="images must be uint8 .*, got a NumPy array of uint8"):
+        Split(np.zeros((2, 1, 4, 4), np.uint8), torch.zeros(2, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("wrong", [torch.rand(2, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)])
 def test_normalise_refuses_what_is_no_batch_of_uint8_images(wrong):
     with pytest.raises(ValueError, match="normalise takes uint8 images") as caught:

@@ -384,6 +384,19 @@ def test_a_dropout_between_them_does_not_hide_that_a_batch_norms_layer_is_read_e
         fold(Twice(), random_data(1, 12))
 
 
+def test_flatten_is_known_as_a_module_a_function_and_a_method():
+    class Flat(nn.Module):
+        def __init__(self, flatten):
+            super().__init__()
+            self.conv, self.flatten, self.last = nn.Conv2d(1, 2, 3), flatten, nn.Linear(200, 3)
+
+        def forward(self, x):
+            return self.last(self.flatten(self.conv(x)))
+
+    for flatten in (nn.Flatten(), lambda x: torch.flatten(x, 1), lambda x: x.flatten(1)):
+        assert [step.kind for step in fold(Flat(flatten), random_data(1, 12))] == ["image", "layer", "flatten", "layer"]
+
+
 def test_a_relu_that_overwrites_what_is_read_elsewhere_is_refused_before_it_changes_the_function():
     class Overwriting(nn.Module):
         def __init__(self, inplace):

@@ -332,6 +332,25 @@ def test_the_cascade_goes_from_the_output_down_and_ends_with_all_layers_random()
         randomisation_check(TwoClasses(torch.ones(1, 12, 12)), x)
 
 
+def test_weights_that_cannot_be_drawn_anew_are_named_instead_of_called_sane():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.last = nn.Parameter(torch.rand(8, 8)), nn.Linear(64, 3)
+
+        def forward(self, x):
+            return self.last((x * self.scale).flatten(1))
+
+    with pytest.raises(ValueError, match="scale of Scaled cannot be randomised"):
+        randomisation_check(Scaled(), torch.rand(2, 1, 8, 8))
+
+
+def test_a_network_with_one_class_has_no_curves():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), torch.rand(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="a logit for each of two"):
+        deletion_auc(model, x, torch.rand(2, 8, 8), 0)
+
+
 def test_randomisation_resets_batch_norm_with_the_layer_before_it(monkeypatch):
     model, x, maps = convolutional(), random(6, 1, 12, 12), []
 

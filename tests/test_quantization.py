@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 import warnings
 
 import pytest
@@ -999,6 +1000,53 @@ def test_a_quantized_network_can_be_trained_with_a_penalty_on_its_input_gradient
     (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
     slope.square().sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in (model[0].weight, model[2].weight, model[1].alpha))
+
+
+class Reads(nn.Module):
+    """Layer "last" reads what `join` makes of two rounded halves."""
+
+    def __init__(self, join, shared=False):
+        super().__init__()
+        self.first, self.relu, self.middle = nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)
+        self.other, self.last = (self.relu if shared else nn.ReLU()), nn.Linear(8, 2)
+        self.join = join
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        return self.last(self.join(x, self.other(self.middle(x))))
+
+
+@pytest.mark.parametrize(
+    ("join", "shared", "bits", "says"),
+    [
+        (lambda a, b: b, False, [2, 4], None),
+        (lambda a, b: b.view(b.size(0), -1), False, [2, 4], None),
+        (lambda a, b: b, True, [4, 4], r"middle \(2 bits\) of Reads read more bits than asked for"),
+        (lambda a, b: a + b, False, [2, 32], r"last \(4 bits\) of Reads read float numbers"),
+        (lambda a, b: b.clamp(min=1), False, [2, 32], r"last \(4 bits\) of Reads read float numbers"),
+    ],
+    ids=["relu", "view", "shared", "sum", "clamp"],
+)
+def test_a_layer_has_the_bits_that_it_reads_and_more_than_asked_for_are_warned_of(join, shared, bits, says):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = quantize(Reads(join, shared), Precision(weights=2, activations=2, last=4)).eval()
+    assert [model.middle.activation_bits, model.last.activation_bits] == bits
+    assert len(caught) == (says is not None) and all(re.match(says, str(w.message)) for w in caught)
+    calibrate(model, x := torch.rand(500, 8))
+    for layer in (model.middle, model.last):
+        layer.register_forward_pre_hook(lambda m, given: levels.append(len(given[0].unique())))
+    levels = []
+    model(x)
+    wanted = [r["activation_bits"] for r in describe(model)[1:]]
+    assert all(count <= 2**b for count, b in zip(levels, wanted, strict=True))
+    assert all(count > 2 ** (b // 2) for count, b in zip(levels, wanted, strict=True) if b < 32)
+
+
+def test_weights_that_no_quantizer_reaches_are_warned_of_by_name():
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2))
+    with pytest.warns(UserWarning, match=r"0\.weight of Sequential stay in float"):
+        quantize(model, "w4a4")
 
 
 def test_layers_that_stay_in_float_inside_a_module_of_torch_are_warned_of_by_name():

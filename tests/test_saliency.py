@@ -222,7 +222,9 @@ def test_guided_backprop_treats_a_relu_that_is_used_twice_like_two(precision):
             return self.fc(self.again(self.conv2(self.relu(self.conv1(x)))).flatten(1))
 
     torch.manual_seed(0)
-    shared = quantize(Shared(), precision)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* read more bits than asked for")
+        shared = quantize(Shared(), precision)
     apart = copy.deepcopy(shared)
     apart.again = copy.deepcopy(shared.relu)
     x = images()
@@ -233,7 +235,7 @@ def test_guided_backprop_treats_a_relu_that_is_used_twice_like_two(precision):
 
 def test_guided_backprop_stops_negative_gradients_at_a_relu6_and_where_it_clips():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 20), nn.ReLU6(), nn.Linear(20, 3))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 20), nn.ReLU6(inplace=True), nn.Linear(20, 3))
     model[1].weight.data.mul_(10)
     x = images()
     hidden = model[1](x.flatten(1))
@@ -489,7 +491,10 @@ def test_importing_the_package_and_this_module_imports_no_captum():
 def test_every_method_works_on_residual_networks_float_and_quantized(name):
     torch.manual_seed(0)
     model, x = build_model(name, 3, image_size=16), images(2, 3)
-    for m in (model, quantize(model, "w2a2")):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* read more bits than asked for")
+        quantized = quantize(model, "w2a2")
+    for m in (model, quantized):
         for method in METHODS:
             options = {"samples": 2} if method == "smooth_grad" else {}
             maps = saliency_map(m, x, method=method, **options | ({"steps": 2} if "integrated" in method else {}))

@@ -95,7 +95,7 @@ def test_a_record_from_before_a_field_was_added_has_its_default_in_the_table(don
 )
 def test_the_command_of_a_run_asks_for_that_run(run, monkeypatch):
     asked = []
-    monkeypatch.setattr(study, "run_all", lambda runs, folder, workers: asked.extend(runs))
+    monkeypatch.setattr(study, "run_all", lambda runs, folder, workers: asked.extend(runs) or [])
     monkeypatch.setattr(study, "read_record", lambda folder, run: {"status": "failed", "id": "", "reason": ""})
     study.main(shlex.split(run.command)[3:])
     assert asked == [run]
@@ -349,6 +349,13 @@ def test_the_same_difference_at_every_seed_tells_nothing_of_its_spread_and_has_n
     assert found["difference"] == 0.25 and math.isnan(found["p"])
     frame["accuracy"] = [0.9, 0.8, 0.8, 0.7]  # equal but for the last binary digit
     assert math.isnan(compare(frame, "accuracy", {"bits": 4}, {"bits": 2})["p"])
+
+
+def test_a_command_whose_run_fails_says_so_and_does_not_end_as_if_all_were_well(tmp_path, capsys):
+    arguments = ["run", "--folder", str(tmp_path), "--data", "mnist", "--size", "500", "--epochs", "0"]
+    with pytest.raises(SystemExit, match="1 of 1 runs failed; their records say why"):
+        study.main(arguments)
+    assert "epochs must be" in capsys.readouterr().out
 
 
 def test_runs_that_are_equal_have_one_name_and_their_command_makes_the_same_run():
