@@ -1485,9 +1485,9 @@ def plot_training_now(images: np.ndarray, frames: Sequence[Frame], steps: int) -
     draw_rgb(axes[0, 0], frame_tiles(images, frames[-1]))
     axes[0, 0].set_title(f"epoch {frames[-1].epoch}: maps, and the pixels that stay")
     ax, at = axes[0, 1], [frame.step for frame in frames]
-    for name, marker in (("cross_entropy", "o"), ("divergence", "s")):
+    for name, marker in (("cross_entropy", "o"), ("divergence", "s"), ("loss", "o")):
         if name in frames[-1].terms:
-            colour = COLOURS["plain" if name == "cross_entropy" else "guided"]
+            colour = COLOURS["guided" if name == "divergence" else "plain"]
             values = [frame.terms[name] for frame in frames]
             ax.plot(at, values, f"{marker}-", color=colour, markersize=4, label=name.replace("_", " "))
     ax.set(title="terms of the loss", xlabel="batch", ylabel="nats", xlim=(0, steps), ylim=(0, None))

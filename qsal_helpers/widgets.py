@@ -32,7 +32,7 @@ from .plots import (
     plot_training_now,
 )
 from .saliency import device_of, saliency_map
-from .training import Progress, _parts
+from .training import Progress, _parts, cross_entropy
 
 # Every panel of this process, so that a test can move all the sliders that a lesson shows.
 PANELS: list[ipywidgets.VBox] = []
@@ -423,13 +423,15 @@ class LiveView:
 
     def _look(self, progress: Progress) -> Frame:
         model, objective = progress.model, progress.objective
-        masking = next((part for part in _parts(objective) if isinstance(part, SaliencyGuided)), self.masking)
+        guided = next((part for part in _parts(objective) if isinstance(part, SaliencyGuided)), None)
+        masking = guided or self.masking
         device = device_of(model, self.x)
         x, y = self.x.to(device), self.labels.to(device)
         maps = saliency_map(model, x, y)
         ranked = masking.saliency_in_eval_mode(model, x, y)
         replaced = least_salient(ranked, masking.mask_ratio, masking.rank_by)[:, 0]
-        terms = getattr(objective, "terms", None) or {"cross_entropy": progress.loss}
+        total = "cross_entropy" if objective is cross_entropy else "loss"
+        terms = (guided and guided.terms) or {total: progress.loss}
         terms = {name: float(value) for name, value in terms.items()}
         return Frame(progress.step, progress.epoch, maps.cpu().numpy(), replaced.cpu().numpy(), terms)
 
