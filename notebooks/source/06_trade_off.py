@@ -1143,8 +1143,8 @@ print(", ".join(f"{name} {value:.4g}" for name, value in mine.items()))
 # ## In this lesson
 #
 # - On the small sets two bits cost the plain gradient's map much of its gains over a random map, on the official MNIST
-#   about half. So far B is right. On the official FashionMNIST three seeds do not show it, and on CIFAR-10, with a short
-#   schedule, it is accuracy above all that falls.
+#   about half. So far B is right. On the official FashionMNIST three seeds do not show it, and on CIFAR-10, with a
+#   short schedule, it is accuracy above all that falls.
 # - On the official MNIST the combination with 4 bits keeps accuracy and has a better map than plain fp32 by every
 #   measure. There A is right. On the official FashionMNIST guidance takes the map off the object, and on
 #   FashionMNIST-mini it gives two bits back only a part of what they took.
