@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,9 @@ def _is_weight(value: Tensor) -> bool:
 def _rebuild(header: dict[str, Any], source: str) -> nn.Module:
     try:
         # The meta device holds shapes without numbers: no time, no random numbers, and no memory for absurd sizes.
-        with torch.device("meta"):
+        # What quantize warns of it has said already, when the model was made.
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             model = build_model(**header["recipe"])
             if header["precision"] is None:
                 return model

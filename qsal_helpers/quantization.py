@@ -641,12 +641,6 @@ def quantize(
     quantized.precision, quantized.scheme = precision, scheme
     if all(b == 32 for pair in bits.values() for b in pair):
         return quantized
-    if left := [name for name in _hidden_layers(model) if name not in layers]:
-        warnings.warn(
-            f"{', '.join(left)} of {type(model).__name__} stay in float: they lie inside a module of torch.nn that "
-            "quantize does not look into",
-            stacklevel=2,
-        )
     for name, (weight_bits, activation_bits) in bits.items():
         layer = quantized.get_submodule(name)
         # The class alone is exchanged: every attribute of the layer stays, also those of later torch versions.
@@ -670,9 +664,9 @@ def _heed_real_inputs(model: nn.Module) -> None:
             (floating if real == 32 else wide).append(f"{name} ({layer.activation_bits} bits)")
             layer.activation_bits = real
     others = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and not isinstance(model.get_submodule(name.rpartition(".")[0]), (nn.Conv2d, nn.Linear))
+        name or "its own parameters"
+        for name, module in model.named_modules()
+        if not isinstance(module, (QuantConv2d, QuantLinear)) and any(p.dim() > 1 for p in module.parameters(False))
     ]
     for names, what in (
         (wide, "read more bits than asked for: their ReLU serves other layers, too; give each use its own nn.ReLU"),
@@ -680,7 +674,7 @@ def _heed_real_inputs(model: nn.Module) -> None:
             floating,
             "read float numbers: put an nn.ReLU directly before each, after any sum; other functions do not round",
         ),
-        (others, "stay in float: quantize converts Conv2d and Linear layers only"),
+        (others, "stay in float: quantize converts the Conv2d and Linear layers that forward itself calls"),
     ):
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
@@ -712,18 +706,6 @@ def _input_bits(model: nn.Module) -> dict[str, int]:
         else:  # what is made of the image alone is still image
             bits[node] = 0 if read == 0 and not isinstance(module, (nn.Conv2d, nn.Linear)) else 32
     return found
-
-
-def _hidden_layers(model: nn.Module) -> list[str]:
-    """Return the names of the layers inside modules that tracing takes as a whole."""
-    tracer, lists = _Tracer(), (nn.ModuleList, nn.ModuleDict)  # a list is never called itself
-    wholes = [
-        f"{name}."
-        for name, module in model.named_modules()
-        if name and not isinstance(module, lists) and tracer.is_leaf_module(module, name)
-    ]
-    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    return [name for name in layers if name.startswith(tuple(wholes))]
 
 
 def _relu_bits(model: nn.Module, order: list[str], bits: dict[str, tuple[int, int]]) -> dict[str, int]:

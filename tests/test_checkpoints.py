@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import struct
+import warnings
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,9 @@ def test_every_network_comes_back_to_the_bit_with_equal_outputs(name, precision,
         buffer.copy_(torch.randint(1, 5, buffer.shape))
     model = quantize(model, precision) if precision else model
     save_model(model, path)
-    again = load_model(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = load_model(path)
     assert_equal_models(model, again)
     assert again.recipe == model.recipe and again.input_shape == model.input_shape and not again.training
     assert all(p.requires_grad and p.device.type == "cpu" for p in again.parameters())
