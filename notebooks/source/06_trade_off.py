@@ -221,7 +221,7 @@ MEASURES = ["accuracy", *GAINS, *names.values()]
 def floors_of(name, values):
     """Return the noise floor: from the lowest to the highest plain fp32 network; they differ only in the seed."""
     fp32 = chosen(main, {"set": name, "objective": "plain", "precision": "fp32"})
-    return {value: (fp32[value].min(), fp32[value].max()) for value in values}
+    return {value: (fp32[value].min(), fp32[value].max()) for value in values} if len(fp32) > 1 else {}
 
 
 def against_bits(name, values=MEASURES[1:]):
