@@ -10,6 +10,7 @@ torch's class, and the first count may miss that image.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -30,7 +31,7 @@ PRECISIONS = ("w4a4", "mixed-4/2", "w2a2")
 
 def trained(name: str, precision: str, data: ImageData, number: int) -> nn.Module:
     """Return a network after one epoch on `number` images."""
-    some = ImageData(data.name, data.train[:number], data.test, data.class_names, data.mean, data.std)
+    some = dataclasses.replace(data, train=data.train[:number])
     torch.manual_seed(0)
     model = quantize(build_model(name, data.train.images.shape[1]), precision)
     fit(model, some, epochs=1, batch_size=32, lr=0.05, progress=False, validation=0)

@@ -6,6 +6,7 @@ About a minute a recipe and seed on one core.
 """
 
 import argparse
+import dataclasses
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from qsal_helpers.training import Objective, cross_entropy
 def held_out() -> ImageData:
     """Return FashionMNIST-mini with its last 2,000 training images in the place of the test images."""
     data = load_data("fashion-mnist")
-    return ImageData(data.name, data.train[:8000], data.train[8000:], data.class_names, data.mean, data.std)
+    return dataclasses.replace(data, train=data.train[:8000], test=data.train[8000:])
 
 
 def train(

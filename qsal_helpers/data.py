@@ -153,6 +153,8 @@ class ImageData:
         What label 0, 1, ... means.
     mean, std : tuple of float
         One number a channel, in units of pixel / 255.
+    mirror : bool
+        Whether an image still shows its class when mirrored left to right, so that augmentation may do so.
     """
 
     name: str
@@ -161,8 +163,10 @@ class ImageData:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    mirror: bool = True
 
     def __post_init__(self) -> None:
+        check_flag(self.mirror, "mirror")
         if not isinstance(self.train, Split):
             raise TypeError(f"train must be a Split, got {type(self.train).__name__}.")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -305,7 +309,7 @@ def load_data(
         train, test = _load_full(name, root, download)
     else:
         train, test = _load_some(name, size, root, download)
-    return ImageData(name, train, test, _CLASS_NAMES[name], _MEAN[name], _STD[name])
+    return ImageData(name, train, test, _CLASS_NAMES[name], _MEAN[name], _STD[name], mirror=name != "mnist")
 
 
 def batches(
@@ -340,7 +344,8 @@ def batches(
     augment : bool
         Whether to augment: 4 black pixels are added on each side, a window of the old size is cut out at a random
         place, and half of the images are mirrored left to right, as is common for CIFAR-10 (He et al. 2016,
-        arXiv:1512.03385, section 4.2). MNIST is not mirrored: most mirrored digits are no digits.
+        arXiv:1512.03385, section 4.2). Data without `mirror` is only shifted, MNIST for one: most mirrored digits are
+        no digits.
 
     Yields
     ------
@@ -423,7 +428,7 @@ def _batches(
     order = torch.randperm(len(split), generator=generator).to(home) if shuffle else None
     if augment:
         corners = torch.randint(2 * PADDING + 1, (2, len(split)), generator=generator).to(home)
-        share = 0 if data.name == "mnist" else 0.5
+        share = 0.5 if data.mirror else 0
         mirrored = (torch.rand(len(split), generator=generator) < share).to(home)
     scale, shift = data._scale_and_shift(device)
     for start in range(0, len(split), batch_size):

@@ -130,7 +130,7 @@ def fit(
     callback : called with a `Progress` every `callback_every` steps, and after the last one. What it draws from torch's
         random numbers does not change the training.
     validation : fraction of the training images used for choosing the epoch; 0 keeps the last epoch.
-    augment : random crops, and flips unless the data is "mnist"; see `batches`.
+    augment : random crops, and flips where `data.mirror` allows them; see `batches`.
     resume : a file for a training that may be killed. It is written after every epoch; where it exists already,
         training goes on from the epoch it holds, to the numbers that an undisturbed run gives. It stays at the end.
 

@@ -532,10 +532,10 @@ def test_batches_arrive_on_the_device_asked_for():
 # --- augmentation ---
 
 
-def augmented(images, mean=(0.0,), seed=0, name="plain"):
+def augmented(images, mean=(0.0,), seed=0, mirror=True):
     """The augmented images as whole numbers of pixel value, with 0 for the padding."""
     split = Split(images, torch.arange(len(images)))
-    data = ImageData(name, split, split, ("a",), mean, (1.0,) * len(mean))
+    data = ImageData("marks", split, split, ("a",), mean, (1.0,) * len(mean), mirror)
     generator = torch.Generator().manual_seed(seed)
     x, _ = next(batches(split, data, len(images), generator=generator, augment=True))
     return (data.pixels(x) * 255).round().to(torch.uint8)
@@ -575,7 +575,7 @@ def test_all_shifts_are_equally_likely_and_half_of_the_images_are_mirrored():
 def test_digits_get_the_same_windows_as_other_images_and_no_mirror():
     images = torch.zeros(300, 1, 19, 19, dtype=torch.uint8)
     images[:, 0, 9, 9], images[:, 0, 9, 10] = 100, 200
-    digits, clothes = augmented(images, name="mnist"), augmented(images, name="fashion-mnist")
+    digits, clothes = (augmented(images, mirror=load_data(name, 10).mirror) for name in ("mnist", "fashion-mnist"))
     plain, mirrored = ((clothes == shown).flatten(1).all(1) for shown in (digits, digits.flip(3)))
     assert (plain ^ mirrored).all() and plain.any() and mirrored.any()
     assert (digits[..., 1:][digits[..., :-1] == 100] == 200).all()  # the mark's right neighbour is still on its right

@@ -1,5 +1,6 @@
 import contextlib
 import copy
+import dataclasses
 import subprocess
 import venv
 from collections import OrderedDict
@@ -74,7 +75,7 @@ def run_onnx(model, data, images, path, storage):
 
 def trained(name, precision, data, number=500):
     """A network after a moment of training."""
-    some = ImageData(data.name, data.train[:number], data.test, data.class_names, data.mean, data.std)
+    some = dataclasses.replace(data, train=data.train[:number])
     torch.manual_seed(0)
     model = quantize(build_model(name), precision)
     fit(model, some, epochs=1, batch_size=20, lr=0.05, progress=False, validation=0)

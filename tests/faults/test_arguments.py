@@ -455,6 +455,7 @@ FUNCTIONS = {
             "class_names": one_of(("a", "b", "c"), ["a", "b", "c"]),
             "mean": one_of((0.3,), [0.0]),
             "std": one_of((0.4,), [1.0]),
+            "mirror": st.booleans(),
         },
         lambda made, _: made.normalise(made.train.images).isfinite().all(),
     ),
