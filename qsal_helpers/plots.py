@@ -218,18 +218,36 @@ def show_images(images: np.ndarray, titles: Sequence[str] = (), title: str = "")
     >>> figure = show_images(np.zeros((3, 28, 28), dtype=np.uint8), titles=["a", "b", "c"])
     """
     images = np.asarray(images)
-    columns = min(8, len(images))
-    rows = -(-len(images) // columns)
-    figure, axes = new_figure(rows, columns, height=9 / columns * rows + 0.5)
-    for ax in axes.flat:
+    figure, axes = _figure_of_panels(len(images), most=8, row=9 / min(8, len(images)), rest=0.5)
+    for i, (ax, image) in enumerate(zip(axes, images, strict=True)):
         ax.axis("off")
-    for i, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
         draw_image(ax, image)
         if i < len(titles):
             ax.set_title(titles[i], fontsize=11)
     if title:
         figure.suptitle(title)
     return figure
+
+
+def _hide_ticks(ax: Any) -> None:
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+
+
+@styled
+def _figure_of_panels(panels: int, most: int, row: float, rest: float = 0, **options: Any) -> tuple[Picture, list]:
+    """Return a figure for so many panels, at most `most` in a row of `row` inches, and their axes."""
+    columns = min(most, panels)
+    rows = -(-panels // columns)
+    figure, axes = new_figure(rows, columns, height=row * rows + rest, **options)
+    for ax in axes.flat[panels:]:
+        ax.axis("off")
+    return figure, list(axes.flat[:panels])
+
+
+def _legend_below(figure: Picture, ax: Any, columns: int = 4) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
 
 
 def draw_image(ax: Any, image: np.ndarray) -> None:
@@ -245,9 +263,7 @@ def draw_image(ax: Any, image: np.ndarray) -> None:
         image = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
     top = 255 if image.dtype == np.uint8 else 1
     ax.imshow(image, cmap="gray", vmin=0, vmax=top)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.grid(False)
+    _hide_ticks(ax)
 
 
 @styled
@@ -306,9 +322,7 @@ def draw_map(ax: Any, saliency: np.ndarray, top: float | None = None, signed: bo
     top = max(float(np.quantile(np.abs(saliency), 0.99)) if top is None else float(top), 1e-12)
     colours = SIGNED_MAP_COLOURS if signed else MAP_COLOURS
     picture = ax.imshow(saliency, cmap=colours, vmin=-top if signed else 0, vmax=top)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.grid(False)
+    _hide_ticks(ax)
     return picture
 
 
@@ -1015,8 +1029,7 @@ def curves_with_intervals(
         if log:
             ax.set_xscale("log")
     axes[0, 0].set_ylabel(ylabel)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    _legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -1070,12 +1083,8 @@ def distributions(
     >>> figure = distributions({"Focus": {"gradient": values, "random": values / 2}}, ["Gini index"])
     """
     most = max(len(groups) for groups in panels.values())
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = new_figure(rows, columns, height=rows * (0.32 * most + 1.5), sharey="row", sharex=sharex)
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
-    for ax, (title, groups), xlabel in zip(axes.flat, panels.items(), xlabels, strict=False):
+    figure, axes = _figure_of_panels(len(panels), 2, 0.32 * most + 1.5, sharey="row", sharex=sharex)
+    for ax, (title, groups), xlabel in zip(axes, panels.items(), xlabels, strict=True):
         _draw_spreads(ax, groups)
         ax.set(title=title, xlabel=xlabel)
         if log:
@@ -1168,8 +1177,8 @@ def draw_numbers(ax: Any, numbers: np.ndarray, title: str) -> None:
     ax.imshow(numbers, cmap=SIGNED_MAP_COLOURS, vmin=-1.6 * top, vmax=1.6 * top)
     for (row, column), number in np.ndenumerate(numbers):
         ax.text(column, row, str(number).replace("-", "−"), ha="center", va="center", fontsize=15)
-    ax.set(xticks=[], yticks=[], title=title)
-    ax.grid(False)
+    ax.set_title(title)
+    _hide_ticks(ax)
 
 
 @styled
@@ -1254,7 +1263,7 @@ def plot_widths(widths: dict[str, dict[str, int]]) -> Picture:
     ax.set_xticks(range(len(layers)), list(layers))
     ax.grid(False, axis="x")
     ax.set(title="How wide must an accumulator be?", ylabel="bits, sign included", xlim=(-0.6, len(layers) - 0.5))
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    _legend_below(figure, ax, columns=2)
     return figure
 
 
@@ -1317,8 +1326,7 @@ def plot_costs(panels: dict[str, dict[str, dict[str, float]]]) -> Picture:
         ax.set_yticks(range(len(costs)), list(costs))
         ax.margins(x=0.12)
     axes[0, 0].set_ylim(len(costs) - 0.5, -0.5)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    _legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -1434,9 +1442,7 @@ def draw_rgb(ax: Any, picture: np.ndarray) -> None:
     >>> draw_rgb(axes[0, 0], np.zeros((2, 2, 3)))
     """
     ax.imshow(picture)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.grid(False)
+    _hide_ticks(ax)
 
 
 def frame_tiles(images: np.ndarray, frame: Frame) -> np.ndarray:
@@ -1546,13 +1552,9 @@ def seeds_with_intervals(
     >>> values = {"plain": [np.arange(9), np.arange(9) + 1], "0.5": [np.arange(9), np.arange(9) + 2]}
     >>> figure = seeds_with_intervals({"Focus": {"gradient": values}}, "mask ratio", ["Gini index"])
     """
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = new_figure(rows, columns, height=3.1 * rows)
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
+    figure, axes = _figure_of_panels(len(panels), most=2, row=3.1)
     handles: dict[str, Any] = {}
-    for ax, (title, series), ylabel in zip(axes.flat, panels.items(), ylabels, strict=False):
+    for ax, (title, series), ylabel in zip(axes, panels.items(), ylabels, strict=True):
         for number, ((name, entries), style) in enumerate(
             zip(series.items(), series_styles(list(series)), strict=True)
         ):
@@ -1632,8 +1634,7 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
         ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
         ax.margins(0.12)
     figure.suptitle(title)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    _legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -1780,12 +1781,8 @@ def plot_against_bits(
     >>> panels = {"accuracy": {"plain": {"fp32": [0.9, 0.91], "w2a2": [0.88, 0.87]}}}
     >>> figure = plot_against_bits(panels, "FashionMNIST-mini")
     """
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = new_figure(rows, columns, height=2.9 * rows + 1.0)
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
-    for ax, (measure, series) in zip(axes.flat, panels.items(), strict=False):
+    figure, axes = _figure_of_panels(len(panels), most=3, row=2.9, rest=1.0)
+    for ax, (measure, series) in zip(axes, panels.items(), strict=True):
         if floors and measure in floors:
             band = {"alpha": 0.25, "linewidth": 0, "label": "plain fp32, lowest to highest seed"}
             ax.axhspan(*floors[measure], color=COLOURS["random"], **band)
@@ -1797,7 +1794,7 @@ def plot_against_bits(
         ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
         if "accuracy" in (measure, *title.split()):
             ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
-    shown = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    shown = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(shown.values(), shown, loc="outside lower center", ncols=4)
     figure.suptitle(title)
     return figure
