@@ -368,11 +368,11 @@ def _name_the_fault_of_a_grid(case: str, x: Tensor, answer: Tensor, bits: int, l
 
 
 def check_bits_needed(student: Callable[[float], int]) -> bool:
-    """Grade ``bits_needed(decibels)``: the fewest bits that give a uniform signal at least that ratio.
+    """Grade ``bits_needed(wanted)``: the fewest bits that give a uniform signal at least that ratio.
 
     Examples
     --------
-    >>> check_bits_needed(lambda decibels: math.ceil(math.log2(10 ** (decibels / 20) + 1)))
+    >>> check_bits_needed(lambda wanted: math.ceil(math.log2(10 ** (wanted / 20) + 1)))
     bits_needed: correct.
     True
     """

@@ -330,7 +330,8 @@ def _translate(step: Step, inputs: list[_Value], colours: int) -> tuple[_Value, 
     if step.kind == "image":
         std, shift = step.options["std"], -step.options["mean"] / step.options["std"]
         pixels = [_term(f"image.{c}", 1 / (255 * std[c]), 255, channel=c) for c in range(colours)]
-        return _Value((*pixels, *(_term("ones", shift[c], 1, channel=c) for c in range(colours)))), []
+        ones = [_term("ones", shift[c], 1, channel=c) for c in range(colours) if shift[c]]
+        return _Value((*pixels, *ones)), []
     if step.kind == "layer":
         return _multiply(step, inputs[0], colours)
     if step.kind == "pact":

@@ -182,6 +182,8 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
 def _is_plain_addition(node: torch.fx.Node) -> bool:
     if node.kwargs or not all(isinstance(a, torch.fx.Node) for a in node.args) or node.args[0] is node.args[1]:
         return False
+    if node.target is operator.iadd and len(node.args[0].users) > 1:  # who reads it later would get another number
+        return False
     first, second = (a.meta["tensor_meta"].shape for a in node.args)
     return first == second
 

@@ -565,8 +565,8 @@ def draw_errors(ax: Any, clips: np.ndarray, rounding: np.ndarray, clipping: np.n
     best = int(np.argmin(total))
     ax.plot(clips[best], total[best], "*", color="black", markersize=14, label=f"best clip {clips[best]:.2f}")
     ax.axvline(clip, color=COLOURS["w2a2"], linewidth=1.5)
-    ax.set(xlabel="clip", ylabel="mean squared error", ylim=(0, 6 * total[best]))
-    ax.legend(loc="best")
+    ax.set(xlabel="clip", ylabel="mean squared error", ylim=(0, max(6 * total[best], 1.1 * total[-1])))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=10)
 
 
 def draw_weights(ax: Any, w: np.ndarray, levels: np.ndarray) -> None:
@@ -600,11 +600,11 @@ def plot_channels(largest: np.ndarray, errors: dict[str, np.ndarray]) -> Picture
     order = np.argsort(largest)
     figure, axes = new_figure(1, 2)
     axes[0, 0].bar(range(len(largest)), largest[order], color=COLOURS["data"], width=1)
-    axes[0, 0].set(title="Channels differ in range", xlabel="channel, by its range", ylabel="largest |weight|")
+    axes[0, 0].set(title="Channels differ in size", xlabel="channel, the smallest first", ylabel="largest |weight|")
     for (name, values), colour, marker in zip(errors.items(), (COLOURS["accent"], "black"), "o^", strict=False):
         axes[0, 1].semilogy(values[order], marker, color=colour, markersize=5, label=name)
-    axes[0, 1].set(title="So they differ in error", xlabel="channel, by its range", ylabel="mean squared error")
-    axes[0, 1].legend()
+    axes[0, 1].set(title="Error of each", xlabel="channel, the smallest first", ylabel="mean squared error")
+    _legend_below(figure, axes[0, 1])
     return figure
 
 
@@ -684,6 +684,7 @@ def plot_bits(w: np.ndarray, quantized: np.ndarray, bits: int, accuracies: dict[
     axes[0, 2].plot(list(accuracies), [100 * a for a in accuracies.values()], "o-", color=COLOURS["random"])
     axes[0, 2].plot(bits, 100 * accuracies[bits], "o", color=COLOURS["w2a2"], markersize=12)
     axes[0, 2].set(title=f"accuracy: {accuracies[bits]:.1%}", xlabel="bits", ylabel="test accuracy (%)", ylim=(0, 100))
+    axes[0, 2].invert_xaxis()
     return figure
 
 
@@ -719,23 +720,25 @@ def plot_paths(paths: dict[str, np.ndarray], levels: np.ndarray, target: float) 
     Parameters
     ----------
     paths : a title -> ``(steps, 2)``: the latent number and its quantized value.
-    levels : ``(L,)``.
+    levels : ``(L,)``, some below and some above the target.
 
     Examples
     --------
     >>> figure = plot_paths({"round": np.zeros((5, 2))}, np.array([-1.0, 0.0, 1.0]), target=0.3)
     """
-    figure, axes = new_figure(1, len(paths), sharey=True)
+    figure, axes = new_figure(1, len(paths), height=4, sharey=True)
+    border = (max(level for level in levels if level <= target) + min(level for level in levels if level > target)) / 2
     for ax, (title, path) in zip(axes[0], paths.items(), strict=True):
         ax.grid(False)
         for i, level in enumerate(levels):
             ax.axhline(level, color=COLOURS["random"], linewidth=0.8, label="" if i else "levels")
         ax.axhline(target, color="black", linestyle="--", linewidth=1.5, label="target")
+        ax.axhline(border, color=COLOURS["accent"], linestyle=":", linewidth=1.5, label="border of two levels")
         ax.plot(path[:, 0], color=COLOURS["w4a4"], linewidth=2, label="latent number")
-        ax.step(range(len(path)), path[:, 1], color=COLOURS["w2a2"], linewidth=2, label="quantized")
+        ax.step(range(len(path)), path[:, 1], color=COLOURS["w2a2"], linewidth=2, where="post", label="quantized")
         ax.set(title=title, xlabel="training step")
     axes[0, 0].set_ylabel("value")
-    axes[0, 0].legend(loc="upper left")
+    _legend_below(figure, axes[0, 0], columns=5)
     return figure
 
 
@@ -823,7 +826,7 @@ def plot_pact(
     >>> alphas = np.array([1.0, 2.0])
     >>> figure = plot_pact(np.linspace(0, 5, 99), 2, 1.5, alphas, alphas**2 / 108, np.array([0.5, 0.1]))
     """
-    figure, axes = new_figure(1, 3, width=11, height=3.6)
+    figure, axes = new_figure(1, 3, width=11, height=3.9)
     function, counts, errors = axes[0]
     top = float(alphas[-1])
     line = np.linspace(-0.1 * top, top, 801)

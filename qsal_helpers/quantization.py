@@ -523,7 +523,15 @@ _PASSING_CALLS |= {F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F
 _PASSING_CALLS |= {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "mean", "squeeze", "unsqueeze"}
 
 
+class _Proxy(torch.fx.Proxy):
+    def __iadd__(self, other: Any) -> torch.fx.Proxy:  # torch.fx would write a += b down as a sum that leaves a alone
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
 class _Tracer(torch.fx.Tracer):
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, _LEAVES) or super().is_leaf_module(module, name)
 
@@ -574,10 +582,10 @@ def _refuse_overwriting(model: nn.Module, graph: torch.fx.Graph) -> None:
     """
     for node in graph.nodes:
         module = model.get_submodule(node.target) if node.op == "call_module" else None
-        if getattr(module, "inplace", False) and isinstance(module, nn.ReLU) and len(node.args[0].users) > 1:
+        if getattr(module, "inplace", False) and isinstance(module, _RELUS) and len(node.args[0].users) > 1:
             raise ValueError(
-                f"{node.target} is nn.ReLU(inplace=True) and overwrites a tensor that is read elsewhere, too; "
-                "give it inplace=False"
+                f"{node.target} is nn.{type(module).__name__}(inplace=True) and overwrites a tensor that is read "
+                "elsewhere, too; give it inplace=False"
             )
 
 

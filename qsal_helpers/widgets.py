@@ -182,7 +182,7 @@ def clip_panel(
         "bits": slider("bits", min(errors), min(errors), max(errors)),
         "clip": slider("clip", float(clips[-1]), float(clips[0]), float(clips[-1])),
     }
-    return panel(draw, controls, help="Bring the red line to the star, then change the bits: the star moves.")
+    return panel(draw, controls, help="Bring the orange line to the star, then change the bits: the star moves.")
 
 
 def bits_panel(w: np.ndarray, quantized: Mapping[int, np.ndarray], accuracies: Mapping[int, float]) -> ipywidgets.VBox:
@@ -233,7 +233,7 @@ def pact_panel(
         "bits": slider("bits", min(errors), min(errors), max(errors)),
         "alpha": slider("alpha", float(alphas[-1]), float(alphas[0]), float(alphas[-1])),
     }
-    return panel(draw, controls, help="Bring the red line to the star, then change the bits.")
+    return panel(draw, controls, help="Bring the orange line to the star, then change the bits.")
 
 
 # ---------------------------------------------------------------- lesson 03

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -97,6 +98,13 @@ def test_packed_numbers_come_back_and_take_the_fewest_bytes(drawn):
 
 def test_the_first_number_lies_in_the_lowest_bits():
     assert pack_bits(np.array([1, -2, 0, -1]), 2).tolist() == [0b11_00_10_01]
+
+
+def test_only_integers_are_packed_and_only_bytes_unpacked():
+    with pytest.raises(TypeError, match="codes must be integers; got float64"):
+        pack_bits(np.array([1.0]), 2)
+    with pytest.raises(TypeError, match="packed must be uint8 with one axis; got int8"):
+        unpack_bits(np.zeros(1, np.int8), 2, 4)
 
 
 @pytest.mark.parametrize("numbers, bits", [([2], 2), ([-9], 4), ([1], 0), ([1], 9)])
@@ -232,6 +240,18 @@ def that_differ_from_torch(model, data, images, path):
     same_class = lambda logits: (logits.argmax(1) == expected.argmax(1)).all()
     near = lambda logits: abs(logits - expected).max() <= net.output_scale
     return [form for form, logits in forms.items() if not (same_class(logits) and near(logits))]
+
+
+def test_a_sum_too_large_for_32_bits_is_exact():
+    side = 280  # 280 x 280 pixels of 255 times weights of 127 are 2.5e9
+    white = torch.full((2, 1, side, side), 255, dtype=torch.uint8)
+    split = Split(white, torch.tensor([0, 1]))
+    data = ImageData("white", split, split, ("a", "b"), (0.0,), (1.0,))
+    model = quantize(nn.Sequential(nn.Flatten(), nn.Linear(side * side, 2, bias=False)), "w8a8").eval()
+    model[1].weight.data[0], model[1].weight.data[1] = 0.5, -0.5
+    integers = to_integer(model, data)
+    logits = integers.output_scale * integers(white.numpy())
+    assert np.allclose(logits, [[0.5 * side**2, -0.5 * side**2]] * 2, rtol=1e-6)
 
 
 def test_the_border_sees_the_mean_pixel():
@@ -398,11 +418,12 @@ def test_flatten_is_known_as_a_module_a_function_and_a_method():
         assert [step.kind for step in fold(Flat(flatten), random_data(1, 12))] == ["image", "layer", "flatten", "layer"]
 
 
-def test_a_relu_that_overwrites_what_is_read_elsewhere_is_refused_before_it_changes_the_function():
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.ReLU6])
+def test_a_relu_that_overwrites_what_is_read_elsewhere_is_refused_before_it_changes_the_function(kind):
     class Overwriting(nn.Module):
         def __init__(self, inplace):
             super().__init__()
-            self.first, self.relu, self.last = nn.Conv2d(1, 2, 3), nn.ReLU(inplace=inplace), nn.Conv2d(2, 2, 3)
+            self.first, self.relu, self.last = nn.Conv2d(1, 2, 3), kind(inplace=inplace), nn.Conv2d(2, 2, 3)
 
         def forward(self, x):
             x = self.first(x)
@@ -410,9 +431,59 @@ def test_a_relu_that_overwrites_what_is_read_elsewhere_is_refused_before_it_chan
 
     data = random_data(1, 12)
     for refuses in (lambda model: fold(model, data), lambda model: quantize(model, "w4a4")):
-        with pytest.raises(ValueError, match=r"relu is nn.ReLU\(inplace=True\) and overwrites"):
+        with pytest.raises(ValueError, match=rf"relu is nn.{kind.__name__}\(inplace=True\) and overwrites"):
             refuses(Overwriting(inplace=True))
         refuses(Overwriting(inplace=False))
+
+
+class Joining(nn.Module):
+    """Two convolutions of the image, joined by a function."""
+
+    def __init__(self, join):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other, self.last, self.join = nn.Conv2d(1, 3, 3), nn.Conv2d(1, 3, 3), nn.Conv2d(3, 2, 3), join
+
+    def forward(self, x):
+        return self.last(self.join(self.one(x), self.other(x))).flatten(1)
+
+
+def plus_itself(a, b):
+    kept = a
+    a += b
+    return a + kept
+
+
+@pytest.mark.parametrize(
+    ("join", "what"),
+    [
+        (lambda a, b: torch.add(a, b, alpha=3), "add"),
+        (plus_itself, "iadd"),
+        (lambda a, b: F.pad(a, (0, 2, 1, 0), value=1.0) + F.pad(b, (0, 2, 1, 0)), "pad"),
+    ],
+    ids=["a sum with a factor", "a sum that overwrites what is read later", "padding with ones"],
+)
+def test_what_is_nearly_a_sum_or_a_padding_with_zeros_is_refused(join, what):
+    with pytest.raises(ValueError, match=f"{what}.* cannot be exported"):
+        fold(Joining(join), random_data(1, 12))
+
+
+def overwriting_sum(a, b):
+    a += b
+    return a
+
+
+@pytest.mark.parametrize(
+    "join",
+    [lambda a, b: F.pad(a, (0, 2, 1, 0)) + F.pad(b, (1, 1, 0, 1)), overwriting_sum],
+    ids=["padding of different widths on each side", "a sum that overwrites what nobody reads"],
+)
+def test_the_file_of_a_model_with_such_a_join_gives_torchs_logits(join, tmp_path):
+    data, model = random_data(1, 12), Joining(join).eval()
+    with torch.no_grad():
+        wanted = model(data.normalise(data.test.images)).numpy()
+    found = run_onnx(model, data, data.test.images, tmp_path / "join.onnx", "float32")
+    assert np.abs(wanted).max() > 0.1 and np.allclose(found, wanted, atol=1e-5)
 
 
 def test_a_float_model_has_no_integers_and_wrong_images_are_refused():

@@ -122,7 +122,6 @@ def test_no_exercise_keeps_the_others_from_being_graded(number, tmp_path):
 
 
 def test_code_that_holds_the_whole_process_up_is_ended_with_its_children(tmp_path, monkeypatch):
-    monkeypatch.setattr(grading, "START_LIMIT", 8.0)
     monkeypatch.setattr(grading, "EXERCISE_LIMIT", 0.0)
     sign = tmp_path / "alive"
     child = (
@@ -136,9 +135,12 @@ def test_code_that_holds_the_whole_process_up_is_ended_with_its_children(tmp_pat
                 time.sleep(0.01)
             return re.match('(a+)+b', 'a' * 60)
     """)
-    (outcome,) = grading.judge_apart([("my_pact", code)])
-    assert outcome.state == "error" and "come to an end" in outcome.message
-    assert sign.exists(), "the child did not start, so nothing is known about its end"
+    for seconds in (8.0, 30.0, 120.0):  # a busy machine may need more until the child is there to be ended
+        monkeypatch.setattr(grading, "START_LIMIT", seconds)
+        (outcome,) = grading.judge_apart([("my_pact", code)])
+        assert outcome.state == "error" and "come to an end" in outcome.message
+        if sign.exists():
+            break
     before = sign.read_text()
     time.sleep(0.5)
     assert sign.read_text() == before

@@ -227,6 +227,16 @@ def test_a_scaled_loss_scales_every_gradient():
     assert_equal_gradients({k: g if g is None else 3 * g for k, g in results[0].items()}, results[1])
 
 
+@pytest.mark.parametrize("saliency", ["loss", "logit"])
+def test_saliency_in_evaluation_mode_is_the_gradient_of_what_is_asked_for(saliency):
+    model, (x, y) = lively(), batch()
+    found = SaliencyGuided(0.4, saliency=saliency, eval_saliency=True).saliency_in_eval_mode(model, x, y)
+    leaf = x.clone().requires_grad_()
+    logits = copy.deepcopy(model).eval()(leaf)
+    score = -F.cross_entropy(logits, y) if saliency == "loss" else logits.gather(1, y[:, None]).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(score, leaf)[0])
+
+
 @pytest.mark.parametrize("rank_by", RANKINGS)
 def test_the_logit_saliency_is_the_gradient_of_the_true_class(rank_by):
     model, (x, y) = lively(dropout=0.0), batch()

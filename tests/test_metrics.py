@@ -395,6 +395,19 @@ def test_infidelity_is_zero_for_the_true_map_of_a_linear_model_and_known_for_an_
     torch.testing.assert_close(empty, expected, rtol=0.1, atol=0)
 
 
+def test_without_options_the_metrics_take_the_documented_ones_and_another_seed_draws_other_changes():
+    model, x = convolutional(), random(3, 1, 12, 12)
+    maps, others = saliency_map(model, x, 1, absolute=False), random(3, 12, 12, seed=2)
+    for call, options in (
+        (lambda **o: infidelity(model, x, maps, 1, **o), {"noise": 0.2, "samples": 16, "seed": 0}),
+        (lambda **o: sensitivity_max(model, x, 1, **o), {"radius": 0.02, "samples": 10, "seed": 0}),
+        (lambda **o: top_k_overlap(maps, others, **o), {"fraction": 0.1}),
+    ):
+        assert torch.equal(call(), call(**options))
+        if "seed" in options:
+            assert not torch.equal(call(), call(seed=1))
+
+
 class LinearAndSquare(nn.Module):
     """Class 0 is linear in the image, so its gradient is constant; class 1 is the square of it."""
 

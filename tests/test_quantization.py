@@ -99,6 +99,15 @@ def test_uniform_passes_the_gradient_inside_and_at_both_bounds_only(bits):
     assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_uniform_hands_out_nothing_above_its_grid_in_any_dtype(dtype):
+    ends = torch.tensor([[-1.428, 20.992], [-3.0, 7.0], [0.0, 0.7]], dtype=dtype)
+    for low, high in ends:
+        for bits in BITS:
+            out = quantize_uniform(torch.tensor([100.0], dtype=dtype), bits, low, high)
+            assert out.item() == (low + (high - low) / (2**bits - 1) * (2**bits - 1)).item()
+
+
 def test_uniform_scales_the_incoming_gradient_unchanged():
     x, grad = torch.tensor([-1.0, 0.2, 0.9], dtype=float64, requires_grad=True), torch.tensor([5.0, -3.0, 0.5])
     quantize_uniform(x, 3, 0.0, 1.0).backward(grad.double())
@@ -595,6 +604,26 @@ def test_a_sequential_network_gets_its_bits_and_every_relu_those_of_the_next_lay
     model = quantize(build_model("lenet5"), "mixed-4/2")
     assert [m.weight_bits for m in (model.conv1, model.conv2, model.fc1, model.fc2, model.fc3)] == [8, 4, 4, 2, 8]
     assert [m.bits for m in (model.relu1, model.relu2, model.relu3, model.relu4)] == [4, 4, 2, 8]
+
+
+def test_a_relu_behind_the_last_layer_has_the_last_layers_bits():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.ReLU())
+    small = quantize(model, Precision(2, 2, first=8, last=4))
+    assert [small[i].bits for i in (1, 3, 5)] == [2, 4, 4]
+
+
+def test_a_concatenation_of_rounded_tensors_is_read_as_rounded_and_warns_of_nothing(recwarn):
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other, self.relu1, self.relu2 = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.ReLU()
+            self.last = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.last(torch.cat([self.relu1(self.one(x)), self.relu2(self.other(x))], 1))
+
+    rows = {row["name"]: row for row in describe(quantize(Wide(), "w4a4"), (4,))}
+    assert rows["last"]["bit_operations"] == 8 * 2 * 8 * 8 and not recwarn.list
 
 
 def test_a_residual_network_is_converted_through_all_its_blocks():

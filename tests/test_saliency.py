@@ -1,4 +1,5 @@
 import copy
+import math
 import subprocess
 import sys
 import warnings
@@ -171,6 +172,13 @@ def test_smooth_grad_without_noise_is_the_gradient_and_its_noise_grows_with_the_
     torch.testing.assert_close(change[1], 3 * change[0], rtol=1e-3, atol=1e-4)
 
 
+def test_without_options_smooth_grad_and_integrated_gradients_take_the_documented_ones():
+    model, x = network(), images()
+    given = {"smooth_grad": {"samples": 25, "noise": 0.15, "seed": 0}, "integrated_gradients": {"steps": 50}}
+    for method, options in given.items():
+        assert torch.equal(saliency_map(model, x, 1, method), saliency_map(model, x, 1, method, **options))
+
+
 def test_a_baseline_may_be_a_number_one_number_a_channel_or_an_image():
     model, x = Linear(images(2, 3, 8)), images(2, 3, 8)
     for baseline in (0.5, torch.tensor([0.1, 0.2, 0.3]), images(1, 3, 8)[0]):
@@ -300,6 +308,16 @@ def test_completeness_error_is_the_relative_gap_for_any_target():
     found = completeness_error(model, x, target, steps=30, baseline=0.0, batch_size=2)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-4)
     assert torch.equal(completeness_error(Linear(images(2)), torch.zeros(2, 1, 16, 16)), torch.zeros(2))
+
+
+def test_completeness_error_is_infinite_where_nothing_was_promised_and_something_came():
+    class Hat(nn.Module):  # up and down again between the baseline and the image
+        def forward(self, x):
+            top = x.flatten(1).sum(1)
+            return torch.stack([top.clamp(max=0.5) - (top - 0.5).clamp(0) / 3, top], 1)
+
+    error = completeness_error(Hat(), torch.full((1, 1, 1, 1), 2.0), 0, steps=2, baseline=0.0)
+    assert error.item() == math.inf
 
 
 # --- the model and the caller's tensors are left alone ---

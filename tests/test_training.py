@@ -262,10 +262,15 @@ def test_a_last_batch_of_one_image_is_left_out_and_the_last_callback_still_comes
 def test_the_callback_sees_the_model_the_copied_objective_and_the_last_loss():
     objective, seen = SaliencyGuided(0.5), []
     model = net()
-    run(model, objective=objective, callback=seen.append, callback_every=1, epochs=1)
-    for progress in seen:
+
+    def look(progress):
+        seen.append((progress, progress.loss, sum(progress.objective.terms.values()).item()))
+
+    run(model, objective=objective, callback=look, callback_every=1, epochs=1)
+    for progress, loss, terms in seen:
         assert progress.model is model and progress.objective is not objective
-        assert math.isfinite(progress.loss) and progress.objective.terms["divergence"] >= 0
+        assert math.isclose(loss, terms, rel_tol=1e-5)
+    assert len({loss for _, loss, _ in seen}) == len(seen) > 2
 
 
 @pytest.mark.parametrize("at", [1, 3, 8])
@@ -449,6 +454,15 @@ def test_a_collapse_of_the_accuracy_warns_and_the_best_epoch_is_kept():
     with pytest.warns(UserWarning, match=r"fell from \d+\.\d% to \d+\.\d% in epoch 3; a lower learning rate"):
         history = run(model, objective=objective, epochs=3, lr=0.1)
     assert history.best_epoch in (1, 2)
+
+
+def test_an_accuracy_that_falls_a_little_and_a_short_training_that_learns_nothing_warn_of_nothing(recwarn):
+    accuracies = iter([0.9, 0.6, 0.5])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_accuracy", lambda *_: next(accuracies))
+        run(net(), epochs=3)
+    run(net(), epochs=1, lr=1e-12)
+    assert not recwarn.list
 
 
 def test_a_network_that_has_learned_nothing_after_many_steps_warns():

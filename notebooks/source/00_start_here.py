@@ -21,7 +21,7 @@
 # New words, all in the [glossary](GLOSSARY.md): [weight](GLOSSARY.md#weight), [activation](GLOSSARY.md#activation),
 # [accuracy](GLOSSARY.md#accuracy), [saliency map](GLOSSARY.md#saliency-map) and [w2a2](GLOSSARY.md#w2a2).
 #
-# About 20 minutes: 7 to read and play, 12 for the exercises, and 1 to 2 of computing.
+# About 25 minutes: 11 to read and play, 12 for the exercises, and 1 to 2 of computing.
 
 # %% [markdown]
 # ## Set-up
@@ -57,10 +57,10 @@ ready = check_machine()
 # %% [markdown]
 # ## What does this course ask?
 #
-# A network holds its knowledge in **weights**: numbers, each usually stored in 32 bits. This is called **fp32**.
-# On a small chip that is too much. Can 2 bits a weight do?
+# A network holds its knowledge in **weights**: numbers, each usually stored in 32 bits. This is called **fp32**. The
+# network below has 334,000 of them, which is 1.3 MB. A small chip may have a quarter of that. Can 2 bits a weight do?
 #
-# And if so: does the small network still look at the right things?
+# And if so: do the small network's answers still hang on the right pixels?
 #
 # Let us train two networks on the same pictures of clothes. The first uses fp32.
 # The second has 2 bits for most of its weights, and for most of the numbers that its layers hand on.
@@ -79,6 +79,7 @@ plots.show_images(data.test.images[:8], [data.class_names[i] for i in data.test.
 torch.manual_seed(SEED)
 networks = {"fp32": build_model("cnn")}
 networks["w2a2"] = quantize(networks["fp32"], "w2a2")
+print(f"{sum(weights.numel() for weights in networks['fp32'].parameters()):,} numbers")
 for network in networks.values():
     fit(network, data, epochs=EPOCHS, seed=SEED)
 
@@ -107,14 +108,17 @@ plots.plot_explanations(
 )
 
 # %% [markdown]
-# Each row is one network: the image, what the network says, and where a small change would move its answer most.
+# Each row is one network: the image, what the network says, and its map. Each map has a colour scale of its own, so
+# compare shapes, not brightness. One caution: in the w2a2 network rounding swallows a tiny change whole, so its map
+# shows a stand-in for the gradient. Lesson 03 measures how good a stand-in.
 #
 # Two maps of one image prove nothing. Look at them, and note what you would have to measure before you could say
 # which one is "better". Set `NUMBER` to another image and run the cell again.
 #
 # This is the question of the course: **can a network be small and readable at the same time?**
-# Two papers of 2024 combine the same two methods, and their abstracts pull against each other. One says that the
-# combination keeps accuracy and makes the network more interpretable. The other says that few bits cost both.
+# Two papers of 2024 combine the same two methods: training with few bits, and training that hides the least salient
+# pixels. Their abstracts pull against each other. Maleki et al. say that the combination keeps accuracy and makes the
+# network more interpretable. Mousa Rezabeyk et al. say that few bits cost both.
 # We measure. For each network we ask for three things: its accuracy, its size in bytes, and how well its maps name the
 # pixels that move its answer. Lesson 03 says how to measure the last.
 
@@ -135,7 +139,7 @@ plots.plot_explanations(
 # | [07 Deployment](07_deployment.ipynb) | What do few bits save in a file and on a chip? |
 #
 # **Sliders.** Before each slider stands a question: "Predict first". Answer it before you touch the slider.
-# A fixed picture stands beside each slider, so the text also works on paper.
+# Fixed pictures stand beside each slider, so the text also works on paper.
 #
 # **Exercises.** You write the lines that matter. A check tells you what is wrong with them, in words.
 # If you leave an exercise alone, the lesson goes on with our version. Solutions are folded under each exercise.
@@ -163,26 +167,34 @@ def with_bits(model, bits):
 # %%
 rounded = {bits: with_bits(networks["fp32"], bits) for bits in range(8, 1, -1)}
 answers = {bits: network(x).softmax(1).detach().numpy() for bits, network in rounded.items()}
-for bits, network in rounded.items():
-    print(f"{bits} bits: {evaluate(network, data):.1%} of the test images are right")
 
 # %% [markdown]
 # **Predict first.** Below is the prediction for one image with 8-bit weights. You will take bits away, one at a time.
 # Will the bars change a little with every bit, or will they stand still for a while and then fall?
 
 # %%
-plots.plot_prediction(
-    data.test.images[0], answers[8][0], data.class_names, int(data.test.labels[0]), "prediction with 8-bit weights"
-)
+shown = data.test.images[0], data.class_names, int(data.test.labels[0])
+plots.plot_prediction(shown[0], answers[8][0], *shown[1:], "prediction with 8-bit weights")
 
 # %%
 widgets.prediction_panel(data.test.images[:8].numpy(), data.test.labels[:8].tolist(), answers, data.class_names)
 
 # %% [markdown]
 # **What to notice.** Go through the eight images. For many of them the bars hardly move over the first bits that go,
-# and most of the change comes with the last ones. The list of accuracies above says the same about all test images.
-#
-# Compare the last line of that list with the accuracy of the network that was *trained* at 2 bits. (Not quite a fair
+# and most of the change comes with the last ones. Here is the first image again, with 2-bit weights:
+
+# %%
+plots.plot_prediction(shown[0], answers[2][0], *shown[1:], "prediction with 2-bit weights")
+
+# %% [markdown]
+# And all test images?
+
+# %%
+for bits, network in rounded.items():
+    print(f"{bits} bits: {evaluate(network, data):.1%} of the test images are right")
+
+# %% [markdown]
+# Compare the last line of this list with the accuracy of the network that was *trained* at 2 bits. (Not quite a fair
 # match: that one keeps 8 bits in two layers.) The next lesson shows what breaks when one rounds afterwards, and lesson
 # 02 how training repairs it.
 
@@ -264,8 +276,8 @@ plots.show_images(data.test.images[different[:8]], titles, title="fp32 says the 
 #
 # The two networks disagree on more images than the difference of their accuracies suggests: each is right where the
 # other is wrong, and these cases cancel. So accuracy alone does not tell whether a small network still does the same
-# thing. One caution: two fp32 networks trained from different random starts disagree, too. A later lesson uses such a
-# pair of twins to tell how much difference is ordinary.
+# thing. One caution: two fp32 networks trained from different random starts disagree, too. Later lessons use such a
+# pair to tell how much difference is ordinary.
 #
 # </details>
 

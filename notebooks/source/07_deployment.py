@@ -7,7 +7,7 @@
 # %% [markdown]
 # ## What you will be able to do
 #
-# - say why a fake-quantized network and its integer twin give the same answers;
+# - say why a fake-quantized network and its version in integers give the same answers;
 # - compute a convolution in integers, and say how wide its sums may become;
 # - fold a batch-norm into the convolution before it;
 # - pack four weights into a byte, and find them again in a file;
@@ -490,7 +490,7 @@ with torch.no_grad():
 #
 # There are two ways to store low-bit weights:
 #
-# - "packed": 2 or 4 bits each. onnxruntime unpacks them and computes in float32.
+# - "packed": each in its own bits, two or four to a byte. onnxruntime unpacks them and computes in float32.
 # - "int8": each in a byte of its own. onnxruntime has fast routines for 8-bit integers, with 32-bit integer biases.
 #
 # Do torch, the integers and both files agree, on all test images? The first number counts images of the same class.
@@ -533,7 +533,8 @@ pd.DataFrame({precision: agreement(models[precision]) for precision in ("w8a8", 
 # Can this be repaired? Here integers help once more. The accumulator holds whole numbers, so between two neighbouring
 # sums lies an empty stretch. Draw the borders of the rounding on the same line. Where a sum and a border fall together,
 # there is doubt; in an empty stretch a border harms nobody. A bias shifts all borders of its filter at once. So we may
-# move it, by at most half a step of the accumulator, to where no border lies near a whole number.
+# move it, by at most half a step of the accumulator, until every border lies at least four hundredths of a step away
+# from the whole numbers. That is more than the rounding of floats can cross.
 
 
 # %%
@@ -638,8 +639,9 @@ table("vgg_small")
 # %% [markdown]
 # What does each column mean, and what does it not?
 #
-# - **bytes** is the file. It decides download and storage. It follows the bits, and the remainder of the last section
-#   keeps it from the full factor of 16.
+# - **bytes** is the file. It decides download and storage. In packed files it follows the bits, and what is not weights
+#   (see "The file, byte by byte") keeps it from the full factor of 16. In int8 files each weight takes a byte, whatever
+#   its bits.
 # - **ms** is this machine, this version of onnxruntime, one thread. Compare rows, not with other machines. "int8" is
 #   what its routines are made for, so all bit widths in int8 take about the same time. "packed" is unpacked to floats
 #   first: small files, and no gain in time.
@@ -657,9 +659,9 @@ for column in ("ms, 1 image", "ms, 64 images"):
 
 # %% [markdown]
 # The larger the network, the more int8 can help. Around each layer there are small operations that turn floats into
-# integers and back. In a small network they cost as much as the layer itself saves, or more. So int8 can win with one
-# image and lose with 64, where fp32 makes better use of the processor. In the two larger networks packed files are
-# slower than both.
+# integers and back. In a small network they cost as much as the layer itself saves, or more. With 64 images fp32 makes
+# better use of the processor, and there our CNN is slower in int8; with one image the two are even. In the two larger
+# networks packed files are slower than both.
 
 # %% [markdown]
 # ## Two numbers that are not measured
@@ -669,8 +671,8 @@ for column in ("ms, 1 image", "ms, 64 images"):
 #
 # For energy we take numbers that Horowitz published in 2014 for one kind of chip: a multiplication with its addition
 # takes 4.6 pJ (picojoules) in float32, and 0.3 pJ in 8 bits with a 32-bit accumulator; reading one bit from the main
-# memory takes about 20 pJ. Below 8 bits we let the multiplication shrink with the bit operations. That last step is
-# our assumption.
+# memory takes about 20 pJ. Below 8 bits we let both, multiplication and addition, shrink with the bit operations. That
+# last step is our assumption, and it flatters few bits: a real addition keeps its 32.
 
 
 # %%
@@ -814,9 +816,9 @@ plots.saliency_grid(images[:3], shown, shared="row", row_titles=names, unit="fal
 # On the sandal the darkest purple lies beside the shoe, where the image is black. There the grey square takes nothing
 # away, it puts something in. As in lesson 04, the fill is a part of the question.
 #
-# The last two columns answer ours: the deployed network looks where its torch twin looks. This is no surprise
-# after the agreement of their answers, and it is worth a measurement all the same, as a map asks about images that
-# are in no test set.
+# The last two columns answer ours: the deployed network looks where the torch network looks that it was made from. This
+# is no surprise after the agreement of their answers, and it is worth a measurement all the same, as a map asks about
+# images that are in no test set.
 #
 # Whether 2 bits look where *fp32* looks is another question. The fp32 twin sets the mark.
 
@@ -833,11 +835,12 @@ plots.distributions(kinship, ["rank correlation of the two maps", "share of the 
 pd.DataFrame({label: {name: np.median(v) for name, v in rows.items()} for label, rows in kinship.items()}).round(3)
 
 # %% [markdown]
-# The numbers are medians over the images. The integers repeat the network that they were made from. The file holds the
-# aligned network, whose parameters are slightly other ones, and so its map moves a little. Both are little against what
-# separates a 2-bit network from fp32, and that was there after training. Compare the rows of w4a4 and w2a2 with the
-# twin's before you call the rest an effect of the bits. As in lesson 03 the twin is at a disadvantage, because w4a4 and
-# w2a2 share fp32's first weights. And this is one training of each kind.
+# In the figure a dot is the median over the images, the thick line holds the middle half of them, the thin one nine
+# tenths, and the dashed line is the random map's median. The table holds the medians. The integers repeat the network
+# that they were made from. The file holds the aligned network, whose parameters are slightly other ones, and so its map
+# moves a little. Both are little against what separates a 2-bit network from fp32, and that was there after training.
+# Compare the rows of w4a4 and w2a2 with the twin's before you call the rest an effect of the bits. As in lesson 03 the
+# twin is at a disadvantage, because w4a4 and w2a2 share fp32's first weights. And this is one training of each kind.
 
 # %% [markdown]
 # ## Choose a file
@@ -930,7 +933,7 @@ for file in ("fp32", "2 bits, int8", "2 bits, packed"):
 # - Packed files save bytes. Whether int8 containers save time depends on the network and on how many images come at
 #   once: measure.
 # - Bit operations and energy are estimates of a machine that is not the one you measure on.
-# - The deployed network and its torch twin look at the same pixels.
+# - The deployed network looks at the same pixels as the torch network that it was made from.
 
 # %% [markdown]
 # ## References
@@ -948,4 +951,4 @@ for file in ("fp32", "2 bits, int8", "2 bits, packed"):
 # ## Next
 #
 # This is the last lesson. Lesson 06, the trade-off, weighs accuracy, bits and maps against each other over many
-# trainings. [00 Start here](00_start_here.ipynb) shows the way through the course.
+# trainings. The [README](../README.md) says what the study has found, and how to quantize a network of your own.
