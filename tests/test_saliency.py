@@ -177,6 +177,8 @@ def test_without_options_smooth_grad_and_integrated_gradients_take_the_documente
     given = {"smooth_grad": {"samples": 25, "noise": 0.15, "seed": 0}, "integrated_gradients": {"steps": 50}}
     for method, options in given.items():
         assert torch.equal(saliency_map(model, x, 1, method), saliency_map(model, x, 1, method, **options))
+    model = quantize(model, "w2a2")
+    assert torch.equal(completeness_error(model, x, 1), completeness_error(model, x, 1, steps=50))
 
 
 def test_a_baseline_may_be_a_number_one_number_a_channel_or_an_image():
