@@ -33,7 +33,7 @@ def test_what_draws_on_a_cpu_leaves_the_random_states_of_all_gpus_alone(call, mo
 DEVICES = ["cpu"] + [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
-@pytest.mark.parametrize("device", map(torch.device, DEVICES), ids=DEVICES)
+@pytest.mark.parametrize("device", [torch.device(name) for name in DEVICES], ids=DEVICES)
 def test_the_same_seed_gives_the_numbers_of_torchs_own_seed_and_leaves_the_users_alone(device):
     states = lambda: [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
     before = states()
