@@ -156,7 +156,8 @@ plots.plot_against_bits({name: series_of(name, "accuracy") for name in sets}, "t
 # A small dot is one training, a large one the mean, the stroke its 95 % interval. Look first at how far dots of one
 # colour scatter at one place: that is chance. Then compare the means of neighbours.
 #
-# The official sets have three seeds, so $t$ is 4.30 there, and the strokes are long. CIFAR-10 has one training of each
+# The official sets have three seeds, so $t$ is 4.30 there, and the strokes are long. The published procedure has two
+# there at most, and for two $t$ is 12.7. CIFAR-10 has one training of each
 # kind: a dot without a stroke, which knows nothing of a second one. There the bits cost points, up to ten of them.
 # Everywhere else they cost a fraction of a point, or nothing that can be told from it.
 #
