@@ -471,9 +471,9 @@ for name in layers:
     print(f"{name}: largest weight {ratio:4.1f} x typical, {zero:4.0%} become 0; SAWB: {one_layer(name, 'sawb'):.1%}")
 
 # %% [markdown]
-# In `fc1` the largest weight is six times a typical one. The grid stretches to it, and nearly all weights become 0:
-# the layer is all but erased. With a better clip most of the damage is gone. (SAWB also has four levels where this grid
-# has three, so the clip is not all of the difference.)
+# In `fc1` the largest weight is six times a typical one. The grid stretches to it, and nearly all weights become 0: the
+# layer is all but erased. So is `conv3`. With a better clip most of the damage is gone. (SAWB also has four levels
+# where this grid has three, so the clip is not all of the difference.)
 #
 # The table does not explain everything. `conv1` has the mildest tails and the fewest zeros, and is hurt all the same.
 # `fc2` loses nine tenths of its weights and gives up 8 points, `conv1` fewer weights and four times as many points. How

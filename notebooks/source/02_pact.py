@@ -593,8 +593,8 @@ for bits in (2, 8, 32):
     print(f"ends at {bits:2} bits: mean error {100 - sum(values) / len(values):.1f} %")
 
 # %% [markdown]
-# First the spread: the two float networks alone, "none", lie 1.5 points apart, and so do most other pairs. Only one
-# mean lies further than that from the float networks': the one with 2 bits at both ends. So do not read a ranking into
+# First the spread: the two float networks alone, "none", lie 1.5 points apart, the other pairs 1.3 to 2.4. Only one
+# mean lies more than 1.5 points from the float networks': the one with 2 bits at both ends. So do not read a ranking into
 # the rest. Lesson 06 asks again about the ends, with five seeds.
 #
 # In the paper 2-bit ends nearly double the error, and most of that comes from the first layer. Many things differ: our
