@@ -594,8 +594,8 @@ for bits in (2, 8, 32):
 
 # %% [markdown]
 # First the spread: the two float networks alone, "none", lie 1.5 points apart, the other pairs 1.3 to 2.4. Only one
-# mean lies more than 1.5 points from the float networks': the one with 2 bits at both ends. So do not read a ranking into
-# the rest. Lesson 06 asks again about the ends, with five seeds.
+# mean lies more than 1.5 points from the float networks': the one with 2 bits at both ends. So do not read a ranking
+# into the rest. Lesson 06 asks again about the ends, with five seeds.
 #
 # In the paper 2-bit ends nearly double the error, and most of that comes from the first layer. Many things differ: our
 # images are easier and grey, our network has five layers instead of twenty, and we leave the network's input, an 8-bit
