@@ -1607,8 +1607,8 @@ def pareto_front(scores: np.ndarray) -> np.ndarray:
 def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xlabel: str, title: str = "") -> Picture:
     """Return networks by size and by what they are good for; a line joins those that no other one beats.
 
-    Filled points are guided, hollow ones are not, and those "from its twin" are diamonds. The first word of a name sets
-    the colour.
+    Filled points are guided, hollow ones are not; those "from its twin" are diamonds, those of another "ratio" squares.
+    The first word of a name sets the colour.
 
     Parameters
     ----------
@@ -1628,7 +1628,7 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
         ax.step(front[:, 0], front[:, 1], where="post", color=COLOURS["random"], linewidth=1.5, zorder=0)
         for (name, (x, y)), style in zip(zip(values, points, strict=True), series_styles(list(values)), strict=True):
             face = style["color"] if "guided" in name else "white"
-            marker = "D" if "from its twin" in name else "o"
+            marker = "D" if "from its twin" in name else "s" if "ratio" in name else "o"
             ax.plot(x, y, marker, color=style["color"], markerfacecolor=face, markersize=9, label=name)
         ax.set(title=measure, xlabel=xlabel, xscale="log")
         ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3)))
@@ -1734,9 +1734,10 @@ def plot_combined(
 
 
 def draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) -> None:
-    """Draw each series' values over the seeds (small dots), their means and 95 % intervals, precision by precision.
+    """Draw the mean of each series, its 95 % interval and, to the right, a dot a seed, precision by precision.
 
-    The means of each series have a mark of their own, so that they can be told apart without colours, too.
+    The means of each series have a mark of their own, so that they can be told apart without colours, too. Two seeds
+    have no stroke: Student's t is 12.7 there, and the stroke would hide all others.
 
     Examples
     --------
@@ -1747,17 +1748,19 @@ def draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) ->
 
     precisions = list(dict.fromkeys(precision for values in series.values() for precision in values))
     beside = {precision: [name for name in series if precision in series[name]] for precision in precisions}
+    apart = min(0.24, 0.84 / max(map(len, beside.values())))
     for (name, values), style, mark in zip(
         series.items(), series_styles(list(series)), itertools.cycle("osD^v"), strict=False
     ):
         places = [
-            precisions.index(precision) + (beside[precision].index(name) - (len(beside[precision]) - 1) / 2) * 0.2
+            precisions.index(precision) + (beside[precision].index(name) - (len(beside[precision]) - 1) / 2) * apart
             for precision in values
         ]
         for place, seeds in zip(places, values.values(), strict=True):
-            ax.plot([place] * len(seeds), seeds, ".", color=style["color"], alpha=0.45, markersize=6)
-            low, high = interval(seeds)
-            ax.plot([place, place], [low, high], color=style["color"], linewidth=2)
+            if len(seeds) > 1:
+                ax.plot([place + 0.4 * apart] * len(seeds), seeds, ".", color=style["color"], alpha=0.6, markersize=5)
+            if len(seeds) > 2:
+                ax.plot([place, place], interval(seeds), color=style["color"], linewidth=2)
         means = [np.mean(seeds) for seeds in values.values()]
         ax.plot(places, means, mark, color=style["color"], markersize=8, markeredgecolor="white", label=name)
     ax.set_xticks(range(len(precisions)), precisions)
@@ -1770,7 +1773,7 @@ def plot_against_bits(
     title: str,
     floors: dict[str, tuple[float, float]] | None = None,
 ) -> Picture:
-    """Return measures against the bits: a dot a seed, the mean, and its 95 % interval over the seeds.
+    """Return measures against the bits: a dot a seed, the mean, and its 95 % interval over three seeds or more.
 
     Parameters
     ----------

@@ -198,10 +198,11 @@ def test_equal_rows_stay_on_the_pareto_front_together():
 def test_the_line_of_a_pareto_figure_joins_the_front_and_each_kind_of_training_has_its_mark():
     values = {"fp32": 0.9, "fp32 twin": 0.8, "w2a2": 0.7, "w4a4 guided": 0.85, "w2a2 from its twin": 0.75}
     sizes = {"fp32": 9, "fp32 twin": 9, "w2a2": 2, "w4a4 guided": 4, "w2a2 from its twin": 2}
+    values, sizes = values | {"w2a2 guided, ratio 0.75": 0.6}, sizes | {"w2a2 guided, ratio 0.75": 2}
     ax = plots.plot_pareto(sizes, {"accuracy": values}, "kB").axes[0]
     assert ax.lines[0].get_xydata().tolist() == [[2, 0.75], [4, 0.85], [9, 0.9]]
-    assert [line.get_markerfacecolor() == "white" for line in ax.lines[1:]] == [True, True, True, False, True]
-    assert [line.get_marker() for line in ax.lines[1:]] == ["o", "o", "o", "o", "D"]
+    assert [line.get_markerfacecolor() == "white" for line in ax.lines[1:]] == [True, True, True, False, True, False]
+    assert [line.get_marker() for line in ax.lines[1:]] == ["o", "o", "o", "o", "D", "s"]
 
 
 def test_effects_show_the_mean_its_interval_and_the_noise_floor():
@@ -224,8 +225,17 @@ def test_the_means_of_a_precision_stand_around_its_tick_without_gaps_for_kinds_t
     ax = plots.plot_against_bits({"accuracy": series}, "FashionMNIST-mini").axes[0]
     means = [line for line in ax.lines if line.get_label() in series]
     assert [line.get_ydata().tolist() for line in means] == [pytest.approx([0.85, 0.7]), [0.6], [0.9, 0.8]]
-    assert [line.get_xdata() for line in means] == [pytest.approx(x) for x in ([-0.1, 0.8], [1.0], [0.1, 1.2])]
+    assert [line.get_xdata() for line in means] == [pytest.approx(x) for x in ([-0.12, 0.76], [1.0], [0.12, 1.24])]
     assert len({line.get_marker() for line in means}) == 3
+
+
+def test_a_mean_over_bits_has_a_dot_beside_it_for_each_of_several_seeds_and_a_stroke_from_three_seeds_on():
+    values = {"fp32": [0.9], "w4a4": [0.8, 0.9], "w2a2": [0.7, 0.8, 0.9]}
+    *beside, mean = plots.plot_against_bits({"accuracy": {"plain": values}}, "FashionMNIST-mini").axes[0].lines
+    drawn = [(*line.get_xdata(), *line.get_ydata()) for line in beside]
+    dots = [(1.096, 1.096, *values["w4a4"]), (2.096, 2.096, 2.096, *values["w2a2"])]
+    assert drawn == [pytest.approx(numbers) for numbers in (*dots, (2, 2, *interval(values["w2a2"])))]
+    assert mean.get_ydata() == pytest.approx([0.9, 0.85, 0.8])
 
 
 def test_measures_against_bits_say_what_the_band_and_the_dashed_line_are_and_give_accuracy_in_percent():
