@@ -11,7 +11,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def check_model(model: nn.Module, name: str = "model") -> None:
@@ -23,8 +24,9 @@ def check_model(model: nn.Module, name: str = "model") -> None:
 def check_whole(number: int, name: str, low: int = 1, high: int = 2**31 - 1) -> None:
     """Raise `ValueError` unless `number` is an int from `low` to `high`."""
     if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+        kind = "whole number" if isinstance(number, int) else "whole number (a Python int)"
         limit = f"of at least {low}" if not isinstance(number, int) or number < low else f"of at most {high}"
-        raise ValueError(f"{name} must be a whole number {limit}; got {_shown(number)}")
+        raise ValueError(f"{name} must be a {kind} {limit}; got {_shown(number)}")
 
 
 def check_seed(seed: int) -> None:
@@ -52,6 +54,33 @@ def check_path(path: str | os.PathLike) -> Path:
     if not Path(path).name or "\0" in str(path):
         raise ValueError(f"path must name a file; got {_shown(path)}")
     return Path(path)
+
+
+def check_floats(x: Tensor, name: str) -> None:
+    """Raise `TypeError` unless `x` is a floating-point tensor."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else _kind(x)
+        raise TypeError(f"{name} must be a floating-point tensor, as data.normalise makes them; got {kind}")
+
+
+def check_images(x: Tensor, name: str = "x") -> None:
+    """Raise `TypeError` or `ValueError` unless `x` is a floating-point tensor ``(B, C, H, W)``."""
+    check_floats(x, name)
+    if x.dim() != 4:
+        raise ValueError(f"{name} must be images (B, C, H, W); got shape {tuple(x.shape)}")
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return `device` as torch knows it; raise `ValueError` unless this machine has it."""
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # torch raises a different kind for each way in which a device can be unusable
+        raise ValueError(f"this machine has no device {device!r}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def _kind(value: Any) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ._arguments import check_flag, check_path
 from .models import build_model
-from .quantization import Precision, quantize
+from .quantization import PACT, Precision, quantize
 
 FORMAT = 1
 
@@ -38,7 +38,8 @@ def save_model(model: nn.Module, path: str | os.PathLike, /, *, half: bool = Fal
     model : what `build_model` returned, or `quantize` made of that.
     path : the file; ``.safetensors`` is the usual ending. An older file of that name is replaced.
     half : store the weights of convolutions and linear layers in 16 bits, for about half the bytes. Statistics, biases
-        and alphas keep theirs. `load_model` gives float32 again, with the weights rounded to 11 significant bits.
+        and alphas keep theirs. `load_model` gives float32 again, with the weights rounded to 11 significant bits. A
+        model of another dtype is stored as it is.
     notes : anything worth remembering, such as ``epochs=5`` or ``accuracy=0.91``; plain JSON values.
 
     Raises
@@ -100,6 +101,14 @@ def load_model(path: str | os.PathLike) -> nn.Module:
     ------
     CheckpointError if the file is damaged, altered, of another version, or no checkpoint of this package;
     FileNotFoundError if there is none.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "small.safetensors"
+    >>> save_model(build_model("lenet5"), path, seed=0)
+    >>> load_model(path).recipe["name"], read_notes(path)
+    ('lenet5', {'seed': 0})
     """
     header, tensors = _read(path, with_tensors=True)
     model = _rebuild(header, str(path))
@@ -146,8 +155,9 @@ def _rebuild(header: dict[str, Any], source: str) -> nn.Module:
 
 
 def _structure(model: nn.Module) -> list[tuple[Any, ...]]:
-    kinds = ("weight_bits", "activation_bits", "scheme", "bits")
-    modules = [(n, type(m), *(getattr(m, k, None) for k in kinds)) for n, m in model.named_modules() if n]
+    # What a PACT prints holds its alpha, which is no part of the structure.
+    told = lambda m: m.bits if isinstance(m, PACT) else (m.extra_repr(), getattr(m, "activation_bits", None))
+    modules = [(n, type(m), told(m)) for n, m in model.named_modules() if n]
     return modules + [(name, value.shape) for name, value in model.state_dict().items()]
 
 

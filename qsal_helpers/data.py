@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from ._arguments import check_flag, check_number, check_whole
+from ._arguments import check_device, check_flag, check_number, check_whole, first_line
 
 PADDING = 4  # pixels of black around an image before a random crop, as usual for CIFAR-10
 
@@ -171,7 +171,7 @@ class ImageData:
             raise TypeError(f"train must be a Split, got {type(self.train).__name__}.")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not isinstance(values, (tuple, list)) or len(values) != self.in_channels:
-                raise ValueError(f"{name} must hold one number for each of the {self.in_channels} channels.")
+                raise ValueError(f"{name} must be a tuple: one number for each of the {self.in_channels} channels.")
             for value in values:
                 check_number(value, f"each {name}", low=-1e30 if name == "mean" else 1e-30, high=1e30)
 
@@ -374,10 +374,7 @@ def batches(
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
     check_flag(shuffle, "shuffle")
     check_flag(augment, "augment")
-    try:
-        device = split.images.device if device is None else torch.empty(0, device=device).device
-    except Exception as error:  # torch raises a different kind for each way in which a device can be unusable
-        raise ValueError(f"this machine has no device {device!r} ({_one_line(error)}).") from error
+    device = split.images.device if device is None else check_device(device)
     return _batches(split, data, batch_size, shuffle, generator, device, augment)
 
 
@@ -542,8 +539,8 @@ def _download(name: str, folder: Path) -> None:
                 os.replace(Path(temporary) / file, folder / file)
     except (OSError, RuntimeError, DataDamaged) as error:
         raise DataNotFound(
-            f"{name} could not be downloaded to {folder} ({_one_line(error)}): check the internet connection, the free "
-            f"space, and whether the folder may be written to, or set QSAL_DATA to a folder that holds it."
+            f"{name} could not be downloaded to {folder} ({first_line(error)}): check the internet connection, the "
+            f"free space, and whether the folder may be written to, or set QSAL_DATA to a folder that holds it."
         ) from error
 
 
@@ -556,7 +553,7 @@ def _import_torchvision() -> ModuleType:
     # with an OSError about a library that cannot be loaded.
     except (ImportError, RuntimeError, OSError) as error:
         raise ImportError(
-            f"torchvision cannot be imported ({_one_line(error)}): install torch and torchvision together, from the "
+            f"torchvision cannot be imported ({first_line(error)}): install torch and torchvision together, from the "
             f"same place, for example with `pip install --upgrade --force-reinstall torch torchvision`."
         ) from error
     return torchvision
@@ -566,10 +563,6 @@ def _as_split(dataset: object) -> Split:
     images = torch.as_tensor(dataset.data)
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return Split(images, torch.as_tensor(dataset.targets, dtype=torch.int64))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
 
 
 def _is(x: object, dtype: torch.dtype) -> bool:

@@ -322,7 +322,8 @@ def to_integer(model: nn.Module, data: ImageData) -> IntegerModel:
         values[step.name], made = _translate(step, inputs, len(data.mean))
         integer_steps += made
     scale = float(min(term.grid for term in values[steps[-1].name].terms))
-    integer_steps.append(_requantize("logits", values[steps[-1].name], scale, None))
+    last = "logits" if "logits" not in values else "logits.output"  # a model may call its own last layer logits
+    integer_steps.append(_requantize(last, values[steps[-1].name], scale, None))
     return IntegerModel(tuple(integer_steps), scale, steps[0].shape)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ._arguments import check_model
+from ._arguments import check_model, first_line
 from .data import ImageData
 from .quantization import ALPHA_MIN, PACT, _has_zero, _refuse_overwriting, _Tracer, weight_codes
 
@@ -88,14 +88,14 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
     check_model(model)
     if not isinstance(data, ImageData):
         raise TypeError(f"data must be an ImageData, as load_data returns it; got {type(data).__name__}")
-    model = copy.deepcopy(model).cpu().eval()
+    model = copy.deepcopy(model).cpu().float().eval()
     image_shape = tuple(data.train.images.shape[1:])
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # torch.fx raises many kinds, all meaning "not traceable"
         raise ValueError(
-            f"{type(model).__name__} cannot be exported: its forward cannot be traced ({type(error).__name__}), "
-            "because it branches on its data"
+            f"{type(model).__name__} cannot be exported: its forward cannot be traced ({first_line(error)}); give it a "
+            "forward without branches on its data and without further arguments, and do not compile it"
         ) from error
     _refuse_overwriting(model, graph)
     try:
@@ -141,6 +141,8 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
     args, target = node.args, node.target
     if node.op == "placeholder":
         return "image", None, {"mean": np.array(data.mean, float), "std": np.array(data.std, float)}
+    if isinstance(module, nn.Linear) and len(args[0].meta["tensor_meta"].shape) != 2:
+        raise ValueError(f"{target} cannot be exported: a Linear must read (B, features); flatten its input first")
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         return "layer", _layer(module, target), {}
     if isinstance(module, PACT):

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import check_flag, check_model, check_number, check_whole
+from ._arguments import check_flag, check_images, check_model, check_number, check_whole
 from ._random import random_state_kept
-from .quantization import evaluation_mode
+from .quantization import _logits, evaluation_mode
 
 FILLS = ("uniform", "mean", "black", "blur")
 RANKINGS = ("magnitude", "signed")
@@ -56,7 +56,7 @@ def mask_least_salient(
     >>> mask_least_salient(x, saliency, 0.5, fill="mean").tolist()
     [[[[1.0, 2.5], [2.5, 4.0]]]]
     """
-    _check_images(x, "x")
+    check_images(x, "x")
     chosen = least_salient(saliency, ratio, rank_by)
     if saliency.shape != x.shape:
         raise ValueError(f"x and saliency must have one shape; got {tuple(x.shape)} and {tuple(saliency.shape)}")
@@ -73,7 +73,7 @@ def least_salient(saliency: Tensor, ratio: float, rank_by: str = "magnitude") ->
     >>> least_salient(torch.tensor([[[[0.9, -0.1], [0.2, -0.8]]]]), 0.25).int().tolist()
     [[[[0, 1], [0, 0]]]]
     """
-    _check_images(saliency, "saliency")
+    check_images(saliency, "saliency")
     check_number(ratio, "the mask ratio", high=1)
     if not isinstance(rank_by, str) or rank_by not in RANKINGS:
         raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}; got {rank_by!r}")
@@ -89,14 +89,6 @@ def least_salient(saliency: Tensor, ratio: float, rank_by: str = "magnitude") ->
     missing = k - below.sum(1, keepdim=True)
     chosen = below | (at_edge & (at_edge.cumsum(1) <= missing))
     return chosen.view(batch, 1, height, width)
-
-
-def _check_images(x: Tensor, name: str) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a floating-point tensor (B, C, H, W); got {kind}")
-    if x.dim() != 4:
-        raise ValueError(f"{name} must be (B, C, H, W); got shape {tuple(x.shape)}")
 
 
 def _filling(x: Tensor, fill: str | Sequence[float]) -> Tensor:
@@ -203,14 +195,14 @@ class SaliencyGuided:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss, a scalar, for images x ``(B, C, H, W)`` and labels y int64 ``(B,)``."""
         check_model(model)
-        _check_images(x, "x")
+        check_images(x, "x")
         if len(x) == 0 or not isinstance(y, Tensor) or y.shape != x.shape[:1]:
             found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(f"x and y must hold the same images, at least one; got {tuple(x.shape)}, {found}")
         ratio = self.mask_ratio * min(1.0, self._calls / self.ramp_steps) if self.ramp_steps else self.mask_ratio
         self._calls += 1
         if ratio == 0:
-            loss = F.cross_entropy(model(x), y)
+            loss = F.cross_entropy(_logits(model, x), y)
             self.terms = {"cross_entropy": loss.detach(), "divergence": torch.zeros_like(loss)}
             return loss
 
@@ -221,7 +213,7 @@ class SaliencyGuided:
             saliency = self.saliency_in_eval_mode(model, x, y)
         else:
             x = x.detach().requires_grad_()
-        logits = model(x)
+        logits = _logits(model, x)
         cross_entropy = F.cross_entropy(logits, y)
         clean_term = cross_entropy
         if not self.eval_saliency:
@@ -253,7 +245,7 @@ class SaliencyGuided:
         """Return what ranks the pixels of x, of the same shape, with `model` in evaluation mode, as it was before."""
         x = x.detach().requires_grad_()
         with evaluation_mode(model):
-            logits = model(x)
+            logits = _logits(model, x)
             return _gradients(self._score(logits, F.cross_entropy(logits, y), y), [x])[0]
 
 
@@ -277,6 +269,10 @@ class _GivenGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # which it is with create_graph alone
+            raise RuntimeError(
+                "SaliencyGuided's loss has no second derivative; choose detach_clean=False or saliency='logit'"
+            )
         return None, None, *(g * grad for g in ctx.gradients)
 
 

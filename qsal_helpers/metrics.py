@@ -5,6 +5,9 @@ any it was trained on, and a focused map may be focused on the wrong thing. So u
 random map (`saliency_map(..., method="random")`) and of a second model, trained with another seed, beside them.
 
 A map that holds NaN or infinity gets NaN; the other maps of the batch are not disturbed.
+
+All of them raise `TypeError` or `ValueError`, with a sentence that says what would fit, for a model that is none, for
+maps, images or masks whose shapes or dtypes do not go together, and for options out of range.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 
 from ._arguments import check_flag, check_number, check_seed, check_whole
 from ._random import seeded
-from .saliency import MOST_COPIES, device_of, evaluating, explained_classes, saliency_map
+from .saliency import MOST_COPIES, _calls_of, device_of, evaluating, explained_classes, saliency_map
 
 # ---------------------------------------------------------------- faithful to the model?
 
@@ -202,6 +205,7 @@ def infidelity(
     noise : standard deviation of I, in units of the normalised `x`.
     samples : how many changes are drawn for each image.
     normalize : rescale each map by the factor that suits it best first, so that only its pattern counts.
+    seed, batch_size : of the changes, and how many images share one draw of them; both change the estimate a little.
 
     Returns
     -------
@@ -325,7 +329,8 @@ def object_mask(images: Tensor, threshold: int = 0) -> Tensor:
 def foreground_mass(maps: Tensor, mask: Tensor) -> Tensor:
     """Return the share of each map's magnitude that lies on the object, 0 to 1.
 
-    A map of zeros counts as one with all pixels equal, so it gets the object's share of the area: chance level.
+    The relevance mass accuracy of Arras et al. 2022 (CLEVR-XAI). A map of zeros counts as one with all pixels equal, so
+    it gets the object's share of the area: chance level.
 
     Parameters
     ----------
@@ -406,7 +411,8 @@ def _ranks(values: Tensor) -> Tensor:
 def top_k_overlap(maps: Tensor, others: Tensor, fraction: float = 0.1) -> Tensor:
     """Return which part of the most salient pixels of one map are among the most salient of the other, 0 to 1.
 
-    Chance level is `fraction`. Of equal pixels the first in reading order counts as more salient.
+    The top-k intersection of Ghorbani et al. 2019 (Interpretation of neural networks is fragile). Chance level is
+    `fraction`. Of equal pixels the first in reading order counts as more salient.
 
     Parameters
     ----------
@@ -439,7 +445,7 @@ def _top(maps: Tensor, k: int) -> Tensor:
 
 
 def ssim(maps: Tensor, others: Tensor, data_range: float | None = None) -> Tensor:
-    """Return the structural similarity of each pair of maps, -1 to 1; 1 only for equal ones.
+    """Return the structural similarity of each pair of maps, -1 to 1; 1 for equal ones.
 
     Wang et al. 2004, with their 11 x 11 Gaussian window (sigma 1.5), K1 = 0.01 and K2 = 0.03, without padding.
 
@@ -527,22 +533,28 @@ def randomisation_check(
     target = explained_classes(model, x, target)
     before = saliency_map(model, x, target, method, **options)
     randomised = copy.deepcopy(model)
-    resettable = [(n, m) for n, m in randomised.named_modules() if hasattr(m, "reset_parameters")]
-    layers = [n for n, m in resettable if getattr(m, "weight", None) is not None and m.weight.dim() > 1]
+    resettable = [m for m in randomised.modules() if hasattr(m, "reset_parameters")]
+    with evaluating(randomised), torch.no_grad(), _calls_of(resettable) as called:
+        randomised(x[:1].to(device_of(model, x)))
+    # In order of execution, which need not be that of definition; what was not called comes last.
+    resettable = list(dict.fromkeys([*called, *resettable]))
+    layers = [m for m in resettable if getattr(m, "weight", None) is not None and m.weight.dim() > 1]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer whose weights could be randomised")
-    reached = {id(parameter) for _, m in resettable for parameter in m.parameters(recurse=False)}
+    reached = {id(parameter) for m in resettable for parameter in m.parameters(recurse=False)}
     if kept := [n for n, p in randomised.named_parameters() if p.dim() > 1 and id(p) not in reached]:
         raise ValueError(
             f"{', '.join(kept)} of {type(model).__name__} cannot be randomised: its module has no reset_parameters()"
         )
     columns = []
     with seeded(seed, device_of(model, x)):
-        for name, module in reversed(resettable):
+        for module in reversed(resettable):
             module.reset_parameters()
-            if name in layers and (return_curve or name == layers[0]):
+            if return_curve and module in layers[1:]:
                 columns.append(rank_correlation(before, saliency_map(randomised, x, target, method, **options)))
-    return (torch.stack(columns, 1), layers[::-1]) if return_curve else columns[-1]
+        columns.append(rank_correlation(before, saliency_map(randomised, x, target, method, **options)))
+    names = {module: name for name, module in randomised.named_modules()}
+    return (torch.stack(columns, 1), [names[m] for m in reversed(layers)]) if return_curve else columns[0]
 
 
 def sensitivity_max(

@@ -128,11 +128,12 @@ class Picture(Figure):
         PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, format="png", compress_level=compression)
         return buffer.getvalue()
 
-    def take_places(self, known: dict[tuple[int, ...], list[Any]]) -> None:
+    def take_places(self, known: dict[tuple[tuple[int, bool], ...], list[Any]]) -> None:
         """Put axes, their labels and the title where they were in an earlier picture of the same kind.
 
         Finding these places is more than half of the work of drawing. They depend on how wide the labels of the y-axes
-        are, so these are the keys of `known`; where they are new, the places are worked out and remembered.
+        are and on whether the x-axes have any, so these are the keys of `known`; where they are new, the places are
+        worked out and remembered.
 
         Examples
         --------
@@ -144,7 +145,7 @@ class Picture(Figure):
         1
         """
         with matplotlib.rc_context(_read_style()):
-            key = tuple(_widest_label(ax) for ax in self.axes)
+            key = tuple((_widest_label(ax), len(ax.get_xticks()) > 0) for ax in self.axes)
             lines = [axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)]
             if key not in known:
                 self.get_layout_engine().execute(self)
@@ -1838,7 +1839,7 @@ def plot_correlations(matrix: np.ndarray, names: Sequence[str], title: str) -> P
 def plot_choice_of_study(
     series: dict[str, dict[str, Sequence[float]]],
     precision: str,
-    differences: Sequence[float],
+    differences: dict[int, float],
     measure: str,
     title: str,
 ) -> Picture:
@@ -1848,12 +1849,12 @@ def plot_choice_of_study(
     ----------
     series : as a panel of `plot_against_bits`; may hold no value.
     precision : whose differences are shown on the right; its place is marked on the left.
-    differences : guided minus plain, one a seed; may be empty.
+    differences : seed -> guided minus plain; may be empty.
 
     Examples
     --------
     >>> series = {"plain": {"fp32": [0.9, 0.91]}, "guided": {"fp32": [0.89, 0.9]}}
-    >>> figure = plot_choice_of_study(series, "fp32", [-0.01, -0.01], "accuracy", "FashionMNIST-mini")
+    >>> figure = plot_choice_of_study(series, "fp32", {0: -0.01, 2: -0.01}, "accuracy", "FashionMNIST-mini")
     """
     figure, axes = new_figure(1, 2, height=3.6, width_ratios=[2, 1])
     left, right = axes[0]
@@ -1866,9 +1867,9 @@ def plot_choice_of_study(
         left.legend(loc="best")
     left.set(title=title, ylabel=measure)
     right.axhline(0, color="black", linewidth=1)
-    right.bar(range(len(differences)), differences, color=COLOURS["guided"])
+    right.bar(range(len(differences)), list(differences.values()), color=COLOURS["guided"])
     right.set(title=f"{precision}: guided minus plain", xlabel="seed", ylabel=f"change of {measure}")
-    right.set_xticks(range(len(differences)))
+    right.set_xticks(range(len(differences)), list(differences))
     for ax, shown in ((left, precisions), (right, differences)):
         if not len(shown):
             ax.text(0.5, 0.6, "no record", ha="center", va="center", transform=ax.transAxes)

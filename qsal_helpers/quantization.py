@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import check_flag, check_model, check_whole
+from ._arguments import check_flag, check_floats, check_model, check_whole
 
 SCHEMES = ("sawb", "dorefa", "minmax")
 ALPHA_MIN = 0.01
@@ -34,12 +34,6 @@ def check_bits(bits: int) -> int:
     if isinstance(bits, bool) or not isinstance(bits, int) or not (2 <= bits <= 8 or bits == 32):
         raise ValueError(f"bits must be an int from 2 to 8, or 32 for 'not quantized'; got {bits!r}")
     return bits
-
-
-def _check_float(x: Tensor, name: str) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a floating-point tensor; got {kind}")
 
 
 def _as_tensor(value: float | Tensor, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
@@ -73,7 +67,8 @@ def quantize_uniform(x: Tensor, bits: int, low: float | Tensor, high: float | Te
     """Round `x` to the nearest of ``2**bits`` evenly spaced levels from `low` to `high`.
 
     Values outside the range are clipped to it. The gradient is the straight-through estimator
-    (Bengio et al. 2013): 1 where ``low <= x <= high``, bounds included, and 0 outside. Ties go to the even level.
+    (Bengio et al. 2013): 1 where ``low <= x <= high``, bounds included, and 0 outside. The range itself has no
+    gradient; for a clip that learns there is `pact`. Ties go to the even level.
 
     Parameters
     ----------
@@ -88,19 +83,22 @@ def quantize_uniform(x: Tensor, bits: int, low: float | Tensor, high: float | Te
     Raises
     ------
     ValueError for bits outside 2 to 8 and 32, for ``low >= high`` or a range that is not finite or too narrow for the
-    dtype, and for bounds that do not broadcast to the shape of `x`; TypeError if `x` is not floating point.
+    dtype, for bounds that do not broadcast to the shape of `x`, and for bounds that want a gradient; TypeError if `x`
+    is not floating point.
 
     Examples
     --------
     >>> quantize_uniform(torch.tensor([-0.2, 0.1, 0.6, 3.0]), bits=2, low=0.0, high=1.0)
     tensor([0.0000, 0.0000, 0.6667, 1.0000])
     """
-    _check_float(x, "x")
+    check_floats(x, "x")
     if check_bits(bits) == 32:
         return x
     low, high = (_as_tensor(v, n, x.dtype, x.device) for v, n in ((low, "low"), (high, "high")))
     if any(b.dim() > x.dim() or any(m not in (1, n) for m, n in _trailing(b, x)) for b in (low, high)):
         raise ValueError(f"low and high must broadcast to the shape of x, {tuple(x.shape)}")
+    if torch.is_grad_enabled() and (low.requires_grad or high.requires_grad):
+        raise ValueError("low and high get no gradient here: detach them, or use pact for a clip that learns")
     levels = 2**bits - 1
     step = (high - low) / levels
     if not bool(((step > 0) & (step < math.inf)).all()):
@@ -188,7 +186,7 @@ def pact(x: Tensor, alpha: float | Tensor, bits: int) -> Tensor:
     >>> alpha.grad
     tensor(2.)
     """
-    _check_float(x, "x")
+    check_floats(x, "x")
     check_bits(bits)
     # A number takes the precision of x; by itself it would become float32, whatever x is.
     alpha = _as_tensor(alpha, "alpha", None if isinstance(alpha, Tensor) else x.dtype, x.device)
@@ -230,12 +228,12 @@ class PACT(nn.Module):
             raise ValueError(f"alpha must be a finite number above 0; got {alpha!r}")
         self.alpha = nn.Parameter(torch.tensor(value))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `pact` of `x`, of the same shape."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `pact` of `input`, of the same shape."""
         self.alpha.data.clamp_(min=ALPHA_MIN)
-        _check_float(x, "x")
+        check_floats(input, "input")
         # Not through `pact`: an alpha that became NaN in training must reach the loss, where `fit` reports it.
-        return _Pact.apply(x, self.alpha, self.bits)
+        return _Pact.apply(input, self.alpha, self.bits)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"bits={self.bits}, alpha={self.alpha.item():.3g}"
@@ -270,6 +268,10 @@ def weight_codes(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool =
     codes : float tensor of whole numbers, of the shape of `w`.
     step : tensor, one number, or ``(C, 1, ...)`` with `per_channel`; above 0.
 
+    Raises
+    ------
+    TypeError and ValueError as `quantize_weight`; ValueError for 32 bits, which have no codes.
+
     Examples
     --------
     >>> codes, step = weight_codes(torch.tensor([-0.9, -0.1, 0.2, 1.0]), bits=2, scheme="dorefa")
@@ -300,6 +302,10 @@ def weight_scale(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool =
     1 times the largest magnitude, and replaced by the largest magnitude above 4 bits: there it is a small difference
     of large numbers, turns negative on trained layers, and destroys the network.
 
+    Raises
+    ------
+    TypeError and ValueError as `quantize_weight`.
+
     Examples
     --------
     >>> weight_scale(torch.tensor([-0.5, 0.25]), bits=8, scheme="minmax")
@@ -308,7 +314,7 @@ def weight_scale(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool =
     _check_weight(w, bits, scheme, per_channel)
     axes = tuple(range(1, w.dim())) if per_channel else None
     largest = w.abs().amax(axes, keepdim=True) if per_channel else w.abs().max()
-    largest = largest.clamp(min=torch.finfo(w.dtype).tiny ** 0.5)
+    largest = largest.clamp(min=_smallest_scale(w))
     if scheme == "dorefa":
         return torch.ones_like(largest)
     if scheme == "sawb" and bits in SAWB_COEFFICIENTS:
@@ -321,8 +327,13 @@ def weight_scale(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool =
     return largest
 
 
+def _smallest_scale(w: Tensor) -> float:
+    """Return what a scale may not fall below, so that weights of 0 divide by no 0."""
+    return min(torch.finfo(w.dtype).tiny ** 0.5, 1e-4)  # in float16 the root alone is above the weights of a wide layer
+
+
 def _check_weight(w: Tensor, bits: int, scheme: str, per_channel: bool) -> None:
-    _check_float(w, "w")
+    check_floats(w, "w")
     check_bits(bits)
     if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
@@ -341,7 +352,7 @@ def _dorefa_transform(w: Tensor, per_channel: bool) -> Tensor:
     squashed = w.clone().tanh_()  # in place on a copy, because torch.tanh can lose the strides of w
     axes = tuple(range(1, w.dim()))
     largest = squashed.abs().amax(axes, keepdim=True) if per_channel else squashed.abs().max()
-    return squashed / largest.detach().clamp(min=torch.finfo(w.dtype).tiny ** 0.5)
+    return squashed / largest.detach().clamp(min=_smallest_scale(w))
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -358,7 +369,9 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def quantize_weight(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool = False) -> Tensor:
-    """Fake-quantize a weight tensor; the gradient goes straight through.
+    """Fake-quantize a weight tensor; the gradient goes straight through the rounding and the clip.
+
+    For "dorefa" it goes through the tanh, too, whose largest value counts as constant.
 
     Parameters
     ----------
@@ -371,6 +384,11 @@ def quantize_weight(w: Tensor, bits: int, scheme: str = "sawb", per_channel: boo
     Returns
     -------
     Tensor of the shape and dtype of `w`. A NaN or an infinity in `w` makes every weight of its scale NaN.
+
+    Raises
+    ------
+    TypeError if `w` is not floating point; ValueError for bits outside 2 to 8 and 32, for an unknown scheme, for an
+    empty `w`, and for `per_channel` with fewer than two axes.
 
     Examples
     --------
@@ -393,9 +411,9 @@ class QuantConv2d(nn.Conv2d):
     activation_bits: int = 32
     scheme: str = "sawb"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve `x`, ``(B, C, H, W)``, with the quantized weight."""
-        return self._conv_forward(x, quantize_weight(self.weight, self.weight_bits, self.scheme), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve `input`, ``(B, C, H, W)``, with the quantized weight."""
+        return self._conv_forward(input, quantize_weight(self.weight, self.weight_bits, self.scheme), self.bias)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}, scheme={self.scheme}"
@@ -408,9 +426,9 @@ class QuantLinear(nn.Linear):
     activation_bits: int = 32
     scheme: str = "sawb"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply `x`, ``(..., in_features)``, with the quantized weight."""
-        return F.linear(x, quantize_weight(self.weight, self.weight_bits, self.scheme), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply `input`, ``(..., in_features)``, with the quantized weight."""
+        return F.linear(input, quantize_weight(self.weight, self.weight_bits, self.scheme), self.bias)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}, scheme={self.scheme}"
@@ -491,6 +509,10 @@ class Precision:
     def resolve(self, names: list[str]) -> dict[str, tuple[int, int]]:
         """Return layer name -> (weight bits, input activation bits) for layers in order of execution.
 
+        Raises
+        ------
+        ValueError if the precision names a layer that is not among `names`.
+
         Examples
         --------
         >>> Precision.parse("mixed-4/2").resolve(["a", "b", "c", "d"])
@@ -521,6 +543,7 @@ _PASSING = (*_POOLS, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropo
 _PASSING_CALLS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.cat, torch.mean, F.max_pool2d}
 _PASSING_CALLS |= {F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.pad, operator.getitem}
 _PASSING_CALLS |= {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "mean", "squeeze", "unsqueeze"}
+_PASSING_CALLS |= {torch.chunk, torch.split, "chunk", "split"}
 
 
 class _Proxy(torch.fx.Proxy):
@@ -582,7 +605,8 @@ def _refuse_overwriting(model: nn.Module, graph: torch.fx.Graph) -> None:
     """
     for node in graph.nodes:
         module = model.get_submodule(node.target) if node.op == "call_module" else None
-        if getattr(module, "inplace", False) and isinstance(module, _RELUS) and len(node.args[0].users) > 1:
+        overwrites = isinstance(module, _RELUS) and getattr(module, "inplace", False)
+        if overwrites and len(node.all_input_nodes[0].users) > 1:
             raise ValueError(
                 f"{node.target} is nn.{type(module).__name__}(inplace=True) and overwrites a tensor that is read "
                 "elsewhere, too; give it inplace=False"
@@ -608,8 +632,8 @@ def quantize(
 
     Raises
     ------
-    ValueError if there is nothing to quantize, if it is quantized already, if a ReLU is called as a function or
-    overwrites what another layer reads, or if a layer is of a class derived from Conv2d or Linear.
+    ValueError if there is nothing to quantize, if it is quantized already or cannot be copied, if a ReLU is called as a
+    function or overwrites what another layer reads, or if a layer is of a class derived from Conv2d, Linear or ReLU.
 
     Warns
     -----
@@ -634,18 +658,27 @@ def quantize(
     if any(isinstance(m, (PACT, QuantConv2d, QuantLinear)) for m in model.modules()):
         raise ValueError("this model is quantized already; call quantize on the float model it was made from")
     order = execution_order(model)
-    layers = [n for n in dict.fromkeys(order) if isinstance(model.get_submodule(n), (nn.Conv2d, nn.Linear))]
-    if foreign := [n for n in layers if type(model.get_submodule(n)) not in (nn.Conv2d, nn.Linear)]:
+    if foreign := [n for n in order if type(model.get_submodule(n)) not in (nn.Conv2d, nn.Linear, *_RELUS)]:
         kind = type(model.get_submodule(foreign[0])).__name__
         raise ValueError(
-            f"layer {foreign[0]!r} is a {kind}, derived from Conv2d or Linear, and quantize would lose its changes; "
-            "put an nn.Conv2d or nn.Linear in its place"
+            f"layer {foreign[0]!r} is a {kind}, derived from Conv2d, Linear or ReLU, and quantize would lose its "
+            "changes; put an nn.Conv2d, nn.Linear or nn.ReLU in its place"
         )
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no Conv2d or Linear layer that quantize could convert")
+    layers = [n for n in dict.fromkeys(order) if isinstance(model.get_submodule(n), (nn.Conv2d, nn.Linear))]
+    if not layers or layers == [""]:
+        raise ValueError(
+            f"{type(model).__name__} has no Conv2d or Linear layer inside that quantize could convert; "
+            "wrap a single layer in nn.Sequential"
+        )
     bits = precision.resolve(layers)
 
-    quantized = copy.deepcopy(model)
+    try:
+        quantized = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied; if it is pruned or weight-normed, make that permanent first, "
+            "for instance with torch.nn.utils.prune.remove"
+        ) from error
     quantized.precision, quantized.scheme = precision, scheme
     if all(b == 32 for pair in bits.values() for b in pair):
         return quantized
@@ -655,10 +688,9 @@ def quantize(
         layer.__class__ = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear
         layer.weight_bits, layer.activation_bits, layer.scheme = weight_bits, activation_bits, scheme
     for relu, relu_bits in _relu_bits(model, order, bits).items():
-        old, new = quantized.get_submodule(relu), PACT(relu_bits, alpha).to(next(quantized.parameters()))
-        for name, module in list(quantized.named_modules(remove_duplicate=False)):
-            if module is old:
-                _replace(quantized, name, new)
+        # Likewise: so it is reached under every name that it has, also in a list, and its hooks stay.
+        activation, new = quantized.get_submodule(relu), PACT(relu_bits, alpha).to(next(quantized.parameters()))
+        activation.__class__, activation.bits, activation.alpha = PACT, new.bits, new.alpha
     _heed_real_inputs(quantized)
     return quantized
 
@@ -702,7 +734,7 @@ def _input_bits(model: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     for node in graph.nodes:
         module = model.get_submodule(node.target) if node.op == "call_module" else None
-        first = node.args[0] if node.args and node.op != "output" else []
+        first = next(iter((*node.args, *node.kwargs.values())), []) if node.op != "output" else []
         sources = [bits.get(source, 32) for source in (first if isinstance(first, (list, tuple)) else [first])]
         read = max(sources, default=0)
         if isinstance(module, (QuantConv2d, QuantLinear)):
@@ -712,7 +744,8 @@ def _input_bits(model: nn.Module) -> dict[str, int]:
         elif isinstance(module, _PASSING) or (module is None and node.target in _PASSING_CALLS):
             bits[node] = read
         else:  # what is made of the image alone is still image
-            bits[node] = 0 if read == 0 and not isinstance(module, (nn.Conv2d, nn.Linear)) else 32
+            image = not any(bits[source] for source in node.all_input_nodes)
+            bits[node] = 0 if image and not isinstance(module, (nn.Conv2d, nn.Linear)) else 32
     return found
 
 
@@ -727,11 +760,6 @@ def _relu_bits(model: nn.Module, order: list[str], bits: dict[str, tuple[int, in
     return {name: found[name] for name in dict.fromkeys(order) if name in found}
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
 @torch.no_grad()
 def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module:
     """Set every alpha of a quantized model from what its PACT layers see on `x`, and return the model.
@@ -744,6 +772,10 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
     quantile : which quantile of the positive activations becomes alpha; 1.0 is the largest one. A layer that is used
         several times gets the largest alpha that one of its uses asks for.
 
+    Raises
+    ------
+    ValueError if the model is not quantized, if `x` is empty or not finite, or if `quantile` is out of range.
+
     Examples
     --------
     >>> net = quantize(nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)), "w8a8")
@@ -754,13 +786,17 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
     check_model(model)
     if not isinstance(quantile, (int, float)) or not 0 < quantile <= 1:
         raise ValueError(f"quantile must be above 0 and at most 1; got {quantile!r}")
-    _check_float(x, "x")
-    if not bool(x.isfinite().all()):
-        raise ValueError("x holds values that are infinite or not a number; alpha cannot be set from them")
+    check_floats(x, "x")
+    if not x.numel() or not bool(x.isfinite().all()):
+        raise ValueError("x is empty, or holds values that are infinite or not a number; alpha cannot be set from it")
+    layers = [m for m in model.modules() if isinstance(m, PACT)]
+    if not layers and not hasattr(model, "precision"):
+        raise ValueError(f"{type(model).__name__} has no PACT layer to calibrate; call quantize first")
     seen: set[PACT] = set()
 
-    def set_alpha(layer: PACT, inputs: tuple[Tensor]) -> None:
-        positive = inputs[0][inputs[0] > 0].float().cpu().numpy()
+    def set_alpha(layer: PACT, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        (given,) = (*inputs, *named.values())
+        positive = given[given > 0].float().cpu().numpy()
         if positive.size:
             # NumPy's partition: torch.quantile refuses 16 million elements, and torch.kthvalue takes 20 times as long.
             k = max(1, math.ceil(quantile * positive.size))
@@ -768,7 +804,7 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
             layer.alpha.fill_(max(float(np.partition(positive, k - 1)[k - 1]), earlier))
             seen.add(layer)
 
-    handles = [m.register_forward_pre_hook(set_alpha) for m in model.modules() if isinstance(m, PACT)]
+    handles = [layer.register_forward_pre_hook(set_alpha, with_kwargs=True) for layer in layers]
     try:
         with evaluation_mode(model):
             model(x)
@@ -776,6 +812,16 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
         for handle in handles:
             handle.remove()
     return model
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Return what `model` makes of `x`; raise `ValueError` unless that is logits, ``(B, classes)``."""
+    # A copy, because a first layer that works in place would change the caller's images.
+    logits = model(x.clone())
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"the model must return logits of shape (B, classes); it returned {shape}")
+    return logits
 
 
 @contextlib.contextmanager
@@ -815,7 +861,8 @@ def describe(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> li
     Returns
     -------
     Rows in order of definition, with the keys ``name``, ``kind``, ``weight_bits``, ``activation_bits`` (of the input;
-    32 if nothing rounds it; a mean counts as what it is taken of), ``parameters``, ``packed_bytes`` (weights packed
+    32 if nothing rounds it; a mean counts as what it is taken of; of a model that cannot be traced, the bits asked
+    for), ``parameters``, ``packed_bytes`` (weights packed
     at their bits, biases at 4 bytes), ``macs`` (multiply-accumulates an image) and ``bit_operations`` (MACs x weight
     bits x activation bits, an estimate of the hardware's work, not a time).
 

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import check_flag, check_model, check_number, check_seed, check_whole
-from .quantization import PACT, evaluation_mode
+from ._arguments import check_flag, check_images, check_model, check_number, check_seed, check_whole
+from .quantization import PACT, _logits, evaluation_mode
 
 MOST_COPIES = 10_000  # noisy copies or steps an image; more would only fill the memory
 
@@ -91,7 +91,7 @@ def saliency_map(
     if unknown := sorted(set(options) - set(known)):
         known = ", ".join(["absolute", "batch_size", *known])
         raise TypeError(f"{method} has no option {unknown[0]!r}; it has {known}")
-    _check_images(x)
+    check_images(x)
     check_flag(absolute, "absolute")
     check_whole(batch_size, "batch_size")
     target = _check_target(target, len(x))
@@ -149,7 +149,7 @@ def completeness_error(
     >>> bool((completeness_error(model, torch.rand(3, 1, 2, 2)) < 1e-3).all())
     True
     """
-    _check_images(x)
+    check_images(x)
     if "absolute" in options:
         raise TypeError("completeness_error has no option 'absolute'; completeness is about the signed sum")
     options["baseline"] = _baseline(x, options.get("baseline"))
@@ -208,7 +208,7 @@ def explained_classes(model: nn.Module, x: Tensor, target: int | Tensor | None, 
     >>> explained_classes(model, torch.rand(3, 1, 2, 2), target=1)
     tensor([1, 1, 1])
     """
-    _check_images(x)
+    check_images(x)
     check_whole(batch_size, "batch_size")
     target, device = _check_target(target, len(x)), device_of(model, x)
     if not len(x):
@@ -222,7 +222,7 @@ def explained_classes(model: nn.Module, x: Tensor, target: int | Tensor | None, 
 
 
 def device_of(model: nn.Module, x: Tensor) -> torch.device:
-    """Return the device of the model's parameters, or that of `x` if it has none."""
+    """Return the device of the model's parameters, or that of `x` if it has none; raise `TypeError` for no tensor."""
     check_model(model)
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor of images; got {type(x).__name__}")
@@ -256,7 +256,7 @@ def _smooth_grad(
     check_number(noise, "noise")
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randn(samples, *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
+    draws = torch.randn(samples, *x.shape[1:], generator=generator).to(x)  # drawn in float32: the same for each dtype
     scale = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
     weights = torch.full((samples,), 1 / samples, dtype=x.dtype, device=x.device)
     vary = lambda image, sample: (draws[sample] * scale[image]).add_(x[image])
@@ -399,14 +399,6 @@ def _random(x: Tensor, *, seed: int = 0) -> Tensor:
     return torch.rand(len(x), *x.shape[2:], generator=generator).to(x.device)
 
 
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    logits = model(x)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"the model must return logits of shape (B, classes); it returned {shape}")
-    return logits
-
-
 def _scores(logits: Tensor, classes: Tensor | None) -> Tensor:
     if classes is None:
         classes = logits.detach().argmax(1)
@@ -419,14 +411,6 @@ def _check_classes(logits: Tensor, classes: Tensor) -> None:
     if low < 0 or high >= logits.shape[1]:
         wrong = low if low < 0 else high
         raise ValueError(f"target must be from 0 to {logits.shape[1] - 1}, the model's classes; got {wrong}")
-
-
-def _check_images(x: Tensor) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be normalised floating-point images, as data.normalise makes them; got {kind}")
-    if x.dim() != 4:
-        raise ValueError(f"x must be images (N, C, H, W); got shape {tuple(x.shape)}")
 
 
 def _check_target(target: int | Tensor | None, number: int) -> Tensor | None:

@@ -233,6 +233,12 @@ def measure(model: nn.Module, data: ImageData, explained: int = 500) -> dict[str
     -------
     ``confidence``: mean probability of the predicted class. ``metrics``: "method: metric" -> summary over the images.
     The object's pixels are known only where the background is black: MNIST and FashionMNIST.
+
+    Examples
+    --------
+    >>> found = measure(build_model("lenet5"), load_data("mnist", size=500), explained=4)
+    >>> found["metrics"]["random: gini"]["images"]
+    4
     """
     images = data.test.images[:explained]
     x = data.normalise(images)
@@ -432,7 +438,16 @@ class RecordError(ValueError):
 
 
 def read_record(folder: str | os.PathLike, run: Run | str) -> dict:
-    """Return one record; `run` is the run or its id. Raises `RecordError` if the file is damaged or was edited."""
+    """Return one record; `run` is the run or its id. Raises `RecordError` if the file is damaged or was edited.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder, run = tempfile.mkdtemp(), Run("mnist", size=500, model="lenet5", epochs=1, explained=4)
+    >>> _ = run_all([run], folder, workers=1, progress=False)
+    >>> read_record(folder, run)["status"]
+    'done'
+    """
     path = Path(folder) / f"{run.id if isinstance(run, Run) else run}.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -480,8 +495,8 @@ def _one_line(record: dict) -> str:
 # ---------------------------------------------------------------- what the records say
 
 
-def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Return the confidence interval of the mean of a few values, such as one a seed, by Student's t.
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of a few values, such as one a seed, by Student's t.
 
     Half its width is t * s / sqrt(n): s is the sample's standard deviation, n how many values there are, and t
     Student's quantile for n - 1 degrees of freedom. One value has no interval: (nan, nan).
@@ -498,7 +513,7 @@ def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, 
     values = np.asarray(list(values), dtype=float)
     if len(values) < 2:
         return math.nan, math.nan
-    half = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
 
@@ -832,9 +847,9 @@ def main(arguments: list[str] | None = None) -> None:
                 found.to_csv(given.folder / f"agreement-{name}.csv", index=False)
     else:
         records = load_records(given.folder)
-        if given.group or given.seeds is not None or fields:
+        if len(records) and (given.group or given.seeds is not None or fields):
             records = records[records.id.isin([run.id for run in runs])]
-        if not len(records):
+        if not len(records) or not len(main_records(records)):
             sys.exit(
                 f"{given.folder} holds no record of such a finished run; make one with `run`, or name another --folder"
             )

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ._arguments import check_flag, check_model, check_number, check_path, check_seed, check_whole
+from ._arguments import check_device, check_flag, check_model, check_number, check_path, check_seed, check_whole
 from ._random import random_state_kept, seeded
 from .checkpoints import _write
 from .data import ImageData, Split, batches
-from .quantization import ALPHA_MIN, PACT, evaluation_mode
+from .quantization import ALPHA_MIN, PACT, _logits, evaluation_mode
 
 if TYPE_CHECKING:
     from .plots import Picture
@@ -38,8 +38,18 @@ class TrainingDiverged(RuntimeError):
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy of `model` on a batch: the plain objective."""
-    return F.cross_entropy(model(x), y)
+    """Return the mean cross-entropy of `model` on a batch: the plain objective.
+
+    Raises
+    ------
+    ValueError if the model does not return logits, ``(B, classes)``.
+
+    Examples
+    --------
+    >>> cross_entropy(nn.Flatten(), torch.zeros(1, 1, 2, 2), torch.tensor([3]))  # four equal logits
+    tensor(1.3863)
+    """
+    return F.cross_entropy(_logits(model, x), y)
 
 
 @dataclass
@@ -114,12 +124,14 @@ def fit(
 ) -> History:
     """Train `model` in place with SGD (Nesterov momentum 0.9) and a cosine schedule with a short warm-up.
 
-    A part of the training images is cut off for validation. The model ends with the weights of the epoch
-    that was best there; the test images are never looked at. The same seed on the same machine gives the same numbers.
+    A part of the training images is cut off for validation. The model ends in evaluation mode, with the weights of the
+    epoch that was best there; the test images are never looked at. The learning rate ends at 0 with the last step. The
+    same seed on the same machine gives the same numbers.
 
     Parameters
     ----------
-    model : float or quantized; trained where `device` says and then put back to where it was.
+    model : float or quantized; trained where `device` says and then put back to where it was. Its convolutions keep the
+        memory format that they are trained in, channels_last. Every layer is trained, whatever mode it was in.
     objective : ``objective(model, x, y) -> loss``, with x float32 ``(B, C, H, W)`` and y int64 ``(B,)``.
         `cross_entropy`, a `SaliencyGuided`, or a function of your own. One that is built around another one holds it as
         its attribute `objective`, as `Distilled` does: so a schedule inside it is kept for `resume`, too.
@@ -141,7 +153,8 @@ def fit(
     Raises
     ------
     TrainingDiverged : the loss is not finite; the sentence names the layer and the epoch.
-    ValueError : arguments out of range, or a `resume` file of another training.
+    ValueError : arguments out of range, a `resume` file of another training, or a model that returns no logits.
+    FileNotFoundError : the folder of `resume` does not exist.
 
     Examples
     --------
@@ -163,13 +176,15 @@ def fit(
     for name, value in (("progress", progress), ("augment", augment)):
         check_flag(value, name)
     resume = None if resume is None else check_path(resume)
+    if resume is not None and not resume.parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(resume.parent)!r} of the resume file does not exist; make it first")
     if not callable(objective) or not (callback is None or callable(callback)):
         raise TypeError("objective and callback must be functions; see the docstring of fit for what they are given")
     if lr == 0 or validation >= 1:
         raise ValueError(f"lr must be above 0, and validation below 1; got lr={lr}, validation={validation}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no parameter that could be trained")
-    device = _usable_device(device)
+    device = check_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     train, held_out = _split(data.train, validation, seed, device)
     if len(train) < 2:
         raise ValueError(f"there are {len(train)} images left to train on; at least 2 are needed")
@@ -283,6 +298,11 @@ def evaluate(model: nn.Module, data: ImageData, split: str = "test", batch_size:
     ----------
     split : "test" or "train".
 
+    Raises
+    ------
+    TypeError for what is no model or no data; ValueError for another split, one without images, or a model that does
+    not return logits.
+
     Examples
     --------
     >>> from qsal_helpers import build_model, load_data
@@ -305,17 +325,9 @@ def _accuracy(model: nn.Module, split: Split, data: ImageData, batch_size: int =
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else None
     with evaluation_mode(model):
-        correct = sum((model(x).argmax(1) == y).sum() for x, y in batches(split, data, batch_size, device=device))
+        some = batches(split, data, batch_size, device=device)
+        correct = sum((_logits(model, x).argmax(1) == y).sum() for x, y in some)
     return int(correct) / len(split)
-
-
-def _usable_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except Exception as error:  # torch raises a different kind for each way in which a device can be unusable
-        raise ValueError(f"this machine cannot train on the device {device!r}: {error}") from error
 
 
 def _split(split: Split, validation: float, seed: int, device: torch.device) -> tuple[Split, Split]:

@@ -59,7 +59,7 @@ def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget
     picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
     message = ipywidgets.HTML()
     message.add_class("qsal-error")
-    places: dict[tuple[int, ...], list[Any]] = {}
+    places: dict[tuple[tuple[int, bool], ...], list[Any]] = {}
 
     def redraw(_: Any = None) -> None:
         try:
@@ -499,11 +499,12 @@ def study_panel(
     >>> box = study_panel({("MNIST", "accuracy", 0): plain, ("MNIST", "accuracy", 0.5): guided}, ["fp32"])
     """
     sets, measures, ratios = (list(dict.fromkeys(column)) for column in zip(*values, strict=True))
+    guided_ratios = sorted(ratio for ratio in ratios if ratio)
 
     def draw(data: str, measure: str, precision: str, ratio: float) -> Picture:
         plain, guided = (values.get((data, measure, r), {}) for r in (0, ratio))
         seeds = sorted(set(plain.get(precision, {})) & set(guided.get(precision, {})))
-        differences = [guided[precision][seed] - plain[precision][seed] for seed in seeds]
+        differences = {seed: guided[precision][seed] - plain[precision][seed] for seed in seeds}
         found = {"plain": plain, f"guided (ratio {ratio:g})": guided}
         series = {name: {p: list(some[p].values()) for p in precisions if p in some} for name, some in found.items()}
         return plot_choice_of_study(series, precision, differences, measure, data)
@@ -512,6 +513,6 @@ def study_panel(
         "data": choice("data set", sets),
         "measure": choice("measure", measures),
         "precision": choice("bits", list(precisions), precisions[-1]),
-        "ratio": choice("mask ratio", sorted(ratio for ratio in ratios if ratio), 0.5),
+        "ratio": choice("mask ratio", guided_ratios, guided_ratios[len(guided_ratios) // 2]),
     }
     return panel(draw, controls, help="A dot is one training. The bar through a mean is its 95 % interval.")

@@ -188,6 +188,12 @@ def test_a_model_that_could_not_be_built_again_is_refused():
         model.relu1 = nn.Tanh()
         return model
 
+    def changed_option(name, **options):
+        model = build_model("cnn")
+        for option, value in options.items():
+            setattr(model.get_submodule(name), option, value)
+        return model
+
     def text_precision():
         model = small()
         model.precision = "w4a2"
@@ -199,6 +205,8 @@ def test_a_model_that_could_not_be_built_again_is_refused():
         (changed_layer(), "changed after build_model"),
         (changed_bits(), "changed after build_model"),
         (replaced_activation(), "changed after build_model"),
+        (changed_option("conv1", stride=(2, 2)), "changed after build_model"),
+        (changed_option("pool1", padding=1), "changed after build_model"),
         (text_precision(), "must be a Precision"),
         ("model", "str was not made by build_model"),
     ):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,3 +96,25 @@ def test_a_teacher_that_is_no_network_or_knows_other_classes_is_refused():
         Distilled(network(0), 0.5)
     with pytest.raises(ValueError, match="the same classes; they have 3, 5"):
         Distilled(network(0, classes=5))(network(1), *batch())
+
+
+class InPlace(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.sub_(1))
+
+
+def without_working_in_place(network):
+    """Return a network of the same answers."""
+    plain = nn.Sequential(nn.Flatten(), copy.deepcopy(network[1]))
+    plain[1].bias.data -= network[1].weight.sum(1)
+    return plain
+
+
+def test_a_student_and_a_teacher_that_work_in_place_leave_the_batch_and_each_other_alone():
+    torch.manual_seed(0)
+    student, teacher = (InPlace(nn.Flatten(), nn.Linear(16, 3)).double() for _ in range(2))
+    x, y = batch()
+    before = x.clone()
+    expected = Distilled(without_working_in_place(teacher))(without_working_in_place(student), x, y)
+    torch.testing.assert_close(Distilled(teacher)(student, x, y), expected)
+    assert torch.equal(x, before)

@@ -31,7 +31,7 @@ from qsal_helpers.export import (
     unpack_bits,
 )
 from qsal_helpers.folding import fold
-from qsal_helpers.quantization import PACT, QuantConv2d, QuantLinear, weight_codes
+from qsal_helpers.quantization import PACT, QuantConv2d, QuantLinear, calibrate, weight_codes
 
 
 def random_data(channels=1, side=16, number=12, seed=0):
@@ -712,3 +712,35 @@ def test_layers_may_have_any_name_and_any_known_operation_may_be_the_first(make,
     found = onnx_session(path, threads=1).run(["logits"], {"image": images.numpy()})[0]
     expected = exact_logits(model, data, images)
     assert abs(found - expected).max() < 0.02 * abs(expected).max()
+
+
+def test_a_float64_model_is_exported_as_its_float32_copy():
+    model, data = build_model("lenet5"), random_data(1, 28)
+    pairs = zip(fold(copy.deepcopy(model).double(), data), fold(model, data), strict=True)
+    weights = [(double.layer.weight, single.layer.weight) for double, single in pairs if single.layer]
+    assert len(weights) == 5 and all(np.array_equal(*pair) for pair in weights)
+
+
+def test_a_linear_layer_that_reads_images_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match=r"0 cannot be exported: a Linear must read \(B, features\); flatten"):
+        fold(nn.Sequential(nn.Linear(12, 3), nn.Flatten()), random_data(1, 12))
+
+
+def test_a_forward_that_cannot_be_traced_is_refused_with_torchs_first_line():
+    class Branching(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1) if x.sum() > 0 else x.flatten(1) * 2)
+
+    with pytest.raises(ValueError, match="cannot be traced .*control flow.*without branches"):
+        fold(Branching(144, 3), random_data(1, 12))
+
+
+def test_a_layer_named_logits_is_found_by_its_name_and_the_result_stays_the_result():
+    model = nn.Sequential()
+    model.conv, model.relu = nn.Conv2d(1, 2, 3), nn.ReLU()
+    model.flat, model.logits = nn.Flatten(), nn.Linear(2 * 10 * 10, 3)
+    quantized, data = calibrate(quantize(model, "w4a4"), torch.rand(20, 1, 12, 12)).eval(), random_data(1, 12)
+    net, images = to_integer(quantized, data), data.test.images[:5]
+    assert net["logits"].codes.shape == (3, 200) and net.steps[-1].name == "logits.output"
+    expected = quantized(data.normalise(images)).detach().numpy()
+    assert abs(net(images) * net.output_scale - expected).max() <= net.output_scale

@@ -569,3 +569,34 @@ def test_a_model_whose_output_does_not_depend_on_the_images_is_told_so(objective
 def test_a_switch_that_is_neither_true_nor_false_is_refused(name, value):
     with pytest.raises(TypeError, match=f"{name} must be True or False"):
         SaliencyGuided(**{name: value})
+
+
+def test_a_penalty_on_the_gradients_is_refused_by_the_default_and_right_where_the_loss_keeps_its_graph():
+    model, (x, y) = lively(dropout=0.0), batch()
+    weight = model.fc.weight
+    with pytest.raises(RuntimeError, match="no second derivative; choose detach_clean=False"):
+        torch.autograd.grad(SaliencyGuided()(model, x, y), weight, create_graph=True)
+    loss = SaliencyGuided(weight=0.0, detach_clean=False)(model, x, y)
+    (slope,) = torch.autograd.grad(loss, weight, create_graph=True)
+    (plain,) = torch.autograd.grad(F.cross_entropy(model(x), y), weight, create_graph=True)
+    curvatures = [torch.autograd.grad(g.square().sum(), weight)[0] for g in (slope, plain)]
+    torch.testing.assert_close(*curvatures)
+    assert curvatures[0].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("objective", [SaliencyGuided(), SaliencyGuided(mask_ratio=0.0), SaliencyGuided.as_published()])
+def test_a_model_that_works_in_place_on_its_images_leaves_the_batch_alone(objective):
+    class InPlace(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.sub_(1))
+
+    model, (x, y) = InPlace(nn.Flatten(), nn.Linear(36, 3)).double(), batch()
+    before = x.clone()
+    assert objective(model, x, y).isfinite() and torch.equal(x, before)
+
+
+@pytest.mark.parametrize("objective", [SaliencyGuided(), SaliencyGuided.as_published()])
+def test_a_model_that_returns_no_logits_is_refused_with_what_it_returned(objective):
+    model, (x, y) = nn.Conv2d(1, 3, 6).double(), batch()
+    with pytest.raises(ValueError, match=r"logits of shape \(B, classes\); it returned shape \(8, 3, 1, 1\)"):
+        objective(model, x, y)

@@ -530,5 +530,25 @@ def test_sensitivity_takes_a_single_image_and_a_last_batch_of_one():
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0])
 def test_sensitivity_needs_a_batch_size_of_at_least_one(batch_size):
-    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"batch_size must be a whole number( \(a Python int\))? of at least 1"):
         sensitivity_max(convolutional(), random(3, 1, 12, 12), batch_size=batch_size)
+
+
+def test_randomisation_goes_from_the_output_down_also_where_the_output_is_defined_first_and_reaches_every_statistic():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.conv, self.norm = nn.Linear(16, 3), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(1)
+
+        def forward(self, x):
+            return self.fc(self.conv(self.norm(x)).relu().mean((2, 3)).repeat(1, 4))
+
+    torch.manual_seed(0)
+    model, x = Backwards().eval(), random(3, 1, 8, 8)
+    curve, layers = randomisation_check(model, x, return_curve=True)
+    assert layers == ["fc", "conv"] and curve.shape == (3, 2)
+    seen, original = [], Backwards.forward
+    Backwards.forward = lambda self, x: seen.append(self.norm.running_mean.item()) or original(self, x)
+    model.norm.running_mean.fill_(5.0)
+    torch.testing.assert_close(curve[:, -1], randomisation_check(model, x, 0), rtol=2, atol=2)
+    assert seen[-1] == 0 and model.norm.running_mean == 5

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 from qsal_helpers import PACT, Precision, build_model, describe, pact, quantize, quantize_uniform, quantize_weight
 from qsal_helpers.quantization import (
@@ -851,7 +852,7 @@ def test_a_layer_of_a_derived_class_is_refused_by_name_and_not_left_in_float_sil
             return 2 * super().forward(x)
 
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Scaled(4, 2))
-    with pytest.raises(ValueError, match="layer '2' is a Scaled, derived from Conv2d or Linear"):
+    with pytest.raises(ValueError, match="layer '2' is a Scaled, derived from Conv2d, Linear or"):
         quantize(model, "w4a4")
 
 
@@ -1093,3 +1094,119 @@ def test_layers_that_stay_in_float_inside_a_module_of_torch_are_warned_of_by_nam
 def test_calibrate_asks_for_a_model(model):
     with pytest.raises(TypeError, match="model must be an nn.Module"):
         calibrate(model, torch.rand(2, 3))
+
+
+class Listed(nn.Module):
+    """ReLUs that are called from a list, by which forward knows them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU6(inplace=True)
+        self.acts = [self.relu1, self.relu2]
+
+    def forward(self, x):
+        return self.last(self.acts[1](self.second(self.acts[0](self.first(x)))))
+
+
+def test_a_relu_is_replaced_under_every_name_also_in_a_list_and_its_hooks_stay():
+    model, calls = Listed(), []
+    model.relu1.register_forward_hook(lambda module, inputs, output: calls.append(type(module)))
+    quantized = quantize(model, "w2a2", alpha=1.5)
+    assert [type(a) for a in quantized.acts] == [PACT, PACT] and quantized.acts[0] is quantized.relu1
+    assert quantized.relu2.extra_repr() == "bits=8, alpha=1.5"
+    seen = []
+    quantized.second.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0].unique())))
+    quantized(torch.rand(99, 8))
+    assert calls == [PACT] and seen[0] <= 4
+
+
+@pytest.mark.parametrize(
+    "join",
+    [lambda x, y: x + y, lambda x, y: y + x, lambda x, y: torch.add(input=x, other=y)],
+    ids=["image first", "image last", "by name"],
+)
+def test_a_sum_with_the_image_is_no_image_and_no_rounded_number(join):
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.relu, self.last = nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(input=join(x, self.relu(self.first(x))))
+
+    with pytest.warns(UserWarning, match=r"last \(8 bits\) of Skip read float numbers"):
+        assert quantize(Skip(), "w4a4").last.activation_bits == 32
+
+
+@pytest.mark.parametrize("cut", [lambda x: x.chunk(2, 1)[0], lambda x: torch.split(x, 4, 1)[1]], ids=["chunk", "split"])
+def test_a_part_of_a_rounded_tensor_is_read_as_rounded(cut, recwarn):
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.relu, self.middle, self.last = nn.Linear(8, 8), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(self.relu(self.middle(cut(self.relu(self.first(x))))))
+
+    assert quantize(Cut(), Precision(4, 4, last=4)).middle.activation_bits == 4 and not recwarn
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("bits", [2, 4])
+def test_small_weights_in_half_precision_are_quantized_as_in_single(bits, scheme):
+    w = 6e-3 * torch.randn(64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    wanted, found = quantize_weight(w, bits, scheme), quantize_weight(w.half(), bits, scheme).float()
+    assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_a_range_that_wants_a_gradient_is_refused_because_it_would_get_none():
+    high = torch.tensor(1.0, requires_grad=True)
+    with pytest.raises(ValueError, match="use pact for a clip that learns"):
+        quantize_uniform(torch.rand(3), 2, 0.0, high)
+    with torch.no_grad():
+        assert quantize_uniform(torch.ones(1), 2, 0.0, high) == 1
+
+
+def test_layers_are_called_by_the_names_of_their_arguments_as_those_of_torch_are():
+    class Named(nn.Sequential):
+        def forward(self, x):
+            for layer in self:
+                x = layer(input=x)
+            return x
+
+    model = Named(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8, 2))
+    x = torch.rand(5, 1, 4, 4)
+    quantized = calibrate(quantize(model, "w4a4"), x, quantile=1.0)
+    torch.testing.assert_close(quantized[1].alpha.item(), float(quantized[0](x).max()))
+    assert quantized(x).shape == (5, 2)
+
+
+class Leaky(nn.ReLU):
+    def forward(self, x):
+        return torch.maximum(x, 0.1 * x)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            nn.Sequential(nn.Linear(4, 4), Leaky(), nn.Linear(4, 2)),
+            "'1' is a Leaky, derived from Conv2d, Linear or ReLU",
+        ),
+        (nn.Linear(4, 2), "wrap a single layer in nn.Sequential"),
+        (nn.Sequential(prune.l1_unstructured(nn.Linear(4, 4), "weight", 2)), "torch.nn.utils.prune.remove"),
+    ],
+    ids=["a ReLU of one's own", "a layer alone", "pruned"],
+)
+def test_what_quantize_would_change_or_cannot_copy_is_refused_with_what_to_do(model, says):
+    model(torch.rand(3, 4))
+    with pytest.raises(ValueError, match=says):
+        quantize(model, "w4a4")
+
+
+def test_calibrate_refuses_a_float_model_and_an_empty_batch():
+    with pytest.raises(ValueError, match="Sequential has no PACT layer to calibrate; call quantize first"):
+        calibrate(build_model("lenet5"), torch.rand(2, 1, 28, 28))
+    with pytest.raises(ValueError, match="x is empty"):
+        calibrate(quantize(build_model("lenet5"), "w4a4"), torch.rand(0, 1, 28, 28))

@@ -525,3 +525,19 @@ def test_completeness_has_no_absolute_option():
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 3))
     with pytest.raises(TypeError, match="no option 'absolute'"):
         completeness_error(model, images(), absolute=True)
+
+
+def test_smooth_grad_draws_the_same_noise_for_each_dtype():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 3)), torch.rand(2, 1, 8, 8)
+    single = saliency_map(model, x, 0, "smooth_grad")
+    double = saliency_map(model.double(), x.double(), 0, "smooth_grad")
+    torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-6)
+
+
+def test_explaining_leaves_the_images_alone_also_if_the_models_first_layer_works_in_place():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 3)), torch.randn(2, 1, 8, 8)
+    before = x.clone()
+    for method in ("gradient", "integrated_gradients"):
+        assert saliency_map(model, x, None, method).isfinite().all() and torch.equal(x, before)

@@ -578,7 +578,7 @@ def test_a_command_that_cannot_be_done_ends_with_a_sentence_and_trains_nothing(a
 
 @pytest.mark.parametrize("workers", [-1, 0, 1.5])
 def test_runs_need_at_least_one_worker(workers, tmp_path):
-    with pytest.raises(ValueError, match="workers must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"workers must be a whole number( \(a Python int\))? of at least 1"):
         run_all([TINY], tmp_path, workers=workers)
 
 
@@ -586,3 +586,9 @@ def test_an_objective_that_does_not_exist_is_told_all_that_do():
     with pytest.raises(ValueError, match="one of plain, guided, published, published-frozen, published-magnitude; got"):
         Run(objective="paper").build_objective()
     assert Run(objective="plain", mask_ratio=7).build_objective() is cross_entropy  # it reads no ratio
+
+
+def test_a_folder_without_a_record_of_the_main_runs_makes_no_table_and_says_so(done, tmp_path):
+    for folder, options in ((tmp_path, ["--group", "mnist"]), (done[0], [])):
+        with pytest.raises(SystemExit, match="holds no record of such a finished run"):
+            study.main(["table", "--folder", str(folder), *options])

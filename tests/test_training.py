@@ -731,3 +731,19 @@ def test_an_interrupt_at_any_line_leaves_a_history_whose_epochs_are_whole():
         if not history.interrupted:
             break
     assert interrupted > 20
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [((3, 1, 1), r"it returned shape \(\d+, 3, 1, 1\)"), ((), r"it returned shape \(\d+,\)")]
+)
+def test_a_model_that_returns_no_logits_is_neither_evaluated_nor_trained(answer, says):
+    data, model = toy_data(90), nn.Sequential(nn.Flatten(), nn.Linear(64, math.prod(answer)), nn.Unflatten(1, answer))
+    model = model if answer else nn.Sequential(*model[:2], nn.Flatten(0))
+    for use in (lambda: evaluate(model, data, "train"), lambda: run(model)):
+        with pytest.raises(ValueError, match=says):
+            use()
+
+
+def test_a_resume_file_in_a_folder_that_is_missing_is_refused_before_training(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere' of the resume file does not exist; make it first"):
+        run(net(), resume=tmp_path / "nowhere" / "a.pt", callback=lambda progress: pytest.fail("it trained"))

@@ -196,6 +196,17 @@ def test_the_studys_panel_shows_a_picture_where_a_data_set_has_no_record_of_a_me
     box = widgets.study_panel(values | {("cifar10", "accuracy", r): one for r in (0, 0.5)}, ["fp32"])
     data, measure = box.children[0].children[:2]
     data.value, measure.value = "cifar10", "on object"
-    alone = plots.plot_choice_of_study({"plain": {}, "guided (ratio 0.5)": {}}, "fp32", [], "on object", "cifar10")
+    alone = plots.plot_choice_of_study({"plain": {}, "guided (ratio 0.5)": {}}, "fp32", {}, "on object", "cifar10")
     assert bytes(box.children[-1].value) == alone.to_png(compression=1)
     assert [ax.texts[-1].get_text() for ax in alone.axes] == ["no record", "no record"]
+
+
+def test_the_studys_panel_names_the_seeds_that_both_kinds_have_and_begins_at_the_middle_ratio(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(widgets, "plot_choice_of_study", lambda *given: drawn.append(given) or plots.new_figure()[0])
+    plain, guided = {"fp32": {0: 0.9, 1: 0.8, 2: 0.7}}, {"fp32": {2: 0.75, 0: 0.8}}
+    widgets.study_panel({("mnist", "accuracy", r): guided if r else plain for r in (0, 0.25, 0.3, 0.9)}, ["fp32"])
+    ((series, _, differences, *_),) = drawn
+    assert list(series) == ["plain", "guided (ratio 0.3)"] and differences == pytest.approx({0: -0.1, 2: 0.05})
+    ax = plots.plot_choice_of_study(series, "fp32", differences, "accuracy", "mnist").axes[1]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "2"]

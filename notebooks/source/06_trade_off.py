@@ -948,7 +948,7 @@ first = {
     for kind, ratio in (("plain", 0), ("guided (ratio 0.5)", 0.5))
 }
 pair = [values[SET, "insertion gain, blur", ratio]["w2a2"] for ratio in (0, 0.5)]
-differences = [pair[1][seed] - pair[0][seed] for seed in sorted(set(pair[0]) & set(pair[1]))]
+differences = {seed: pair[1][seed] - pair[0][seed] for seed in sorted(set(pair[0]) & set(pair[1]))}
 plots.plot_choice_of_study(first, "w2a2", differences, "insertion gain, blur", SET)
 
 # %%
