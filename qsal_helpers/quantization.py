@@ -83,8 +83,7 @@ def quantize_uniform(x: Tensor, bits: int, low: float | Tensor, high: float | Te
     Raises
     ------
     ValueError for bits outside 2 to 8 and 32, for ``low >= high`` or a range that is not finite or too narrow for the
-    dtype, for bounds that do not broadcast to the shape of `x`, and for bounds that want a gradient; TypeError if `x`
-    is not floating point.
+    dtype, and for bounds that do not broadcast to the shape of `x`; TypeError if `x` is not floating point.
 
     Examples
     --------
@@ -97,8 +96,6 @@ def quantize_uniform(x: Tensor, bits: int, low: float | Tensor, high: float | Te
     low, high = (_as_tensor(v, n, x.dtype, x.device) for v, n in ((low, "low"), (high, "high")))
     if any(b.dim() > x.dim() or any(m not in (1, n) for m, n in _trailing(b, x)) for b in (low, high)):
         raise ValueError(f"low and high must broadcast to the shape of x, {tuple(x.shape)}")
-    if torch.is_grad_enabled() and (low.requires_grad or high.requires_grad):
-        raise ValueError("low and high get no gradient here: detach them, or use pact for a clip that learns")
     levels = 2**bits - 1
     step = (high - low) / levels
     if not bool(((step > 0) & (step < math.inf)).all()):
@@ -816,6 +813,7 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     """Return what `model` makes of `x`; raise `ValueError` unless that is logits, ``(B, classes)``."""
+    check_model(model)
     # A copy, because a first layer that works in place would change the caller's images.
     logits = model(x.clone())
     if not isinstance(logits, Tensor) or logits.dim() != 2:

@@ -1160,12 +1160,10 @@ def test_small_weights_in_half_precision_are_quantized_as_in_single(bits, scheme
     assert (found - wanted).norm() < 0.05 * wanted.norm()
 
 
-def test_a_range_that_wants_a_gradient_is_refused_because_it_would_get_none():
-    high = torch.tensor(1.0, requires_grad=True)
-    with pytest.raises(ValueError, match="use pact for a clip that learns"):
-        quantize_uniform(torch.rand(3), 2, 0.0, high)
-    with torch.no_grad():
-        assert quantize_uniform(torch.ones(1), 2, 0.0, high) == 1
+def test_a_range_taken_from_the_weights_themselves_has_no_gradient():
+    w = torch.tensor([-1.0, -0.2, 0.4, 2.0], requires_grad=True)
+    quantize_uniform(w, 2, w.min(), w.max()).sum().backward()
+    assert w.grad.tolist() == [1.0] * 4
 
 
 def test_layers_are_called_by_the_names_of_their_arguments_as_those_of_torch_are():
