@@ -814,6 +814,7 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     """Return what `model` makes of `x`; raise `ValueError` unless that is logits, ``(B, classes)``."""
     check_model(model)
+    check_floats(x, "x")
     # A copy, because a first layer that works in place would change the caller's images.
     logits = model(x.clone())
     if not isinstance(logits, Tensor) or logits.dim() != 2:
