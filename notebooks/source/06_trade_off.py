@@ -595,9 +595,9 @@ pd.DataFrame({name: minus(frame, *pair, then) for name, pair in asked.items()})
 #
 # Lesson 05 had kept its own rule: each difference was larger than its interval over the images and than the distance of
 # the twins. What went wrong? A part may be that other things were asked: those networks had learned for 3 epochs, and
-# their maps were judged on images that all of them get right. But the rule itself is too weak. One pair of twins is one
-# draw of that distance, and for some measures theirs lay close together. And an interval over images says how well
-# *these two* networks are known, not how the next two will differ.
+# their maps were judged on images that as many of them as possible get right. But the rule itself is too weak. One pair
+# of twins is one draw of that distance, and for some measures theirs lay close together. And an interval over images
+# says how well *these two* networks are known, not how the next two will differ.
 #
 # So the rule of lesson 05 is necessary and not enough. One training can tell you what to ask five about.
 
@@ -708,9 +708,9 @@ pd.DataFrame({f"{bits} published − fp32 plain": minus(digits, published[bits],
 # %% [markdown]
 # It costs 0.3 to 0.5 points of accuracy here, not five. With 2 bits that is twice the errors of fp32. And the map of
 # the 2-bit network is better than plain fp32's by all seven measures, by six of them surely, even with two seeds. In
-# the figure above its means get better with fewer bits, where plain training's get worse, and with 2 bits they lead
-# those of our guided network. So on digits, one of A's own sets, few bits with the published procedure have the better
-# map, at the price of half a point.
+# the figure above its means on the whole get better with fewer bits, where plain training's get worse, and with 2 bits
+# they lead those of our guided network. So on digits, one of A's own sets, few bits with the published procedure have
+# the better map, at the price of half a point.
 #
 # Paper B is not refuted by that. In plain networks 2 bits take about half of each gain here. Of three that is sure, and
 # none of it stands the correction over B's claim.
