@@ -24,9 +24,9 @@ def check_model(model: nn.Module, name: str = "model") -> None:
 def check_whole(number: int, name: str, low: int = 1, high: int = 2**31 - 1) -> None:
     """Raise `ValueError` unless `number` is an int from `low` to `high`."""
     if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
-        kind = "whole number" if isinstance(number, int) else "whole number (a Python int)"
         limit = f"of at least {low}" if not isinstance(number, int) or number < low else f"of at most {high}"
-        raise ValueError(f"{name} must be a {kind} {limit}; got {_shown(number)}")
+        kind = "" if isinstance(number, int) else ", which is no Python int"
+        raise ValueError(f"{name} must be a whole number {limit}; got {_shown(number)}{kind}")
 
 
 def check_seed(seed: int) -> None:

@@ -530,7 +530,7 @@ def test_sensitivity_takes_a_single_image_and_a_last_batch_of_one():
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0])
 def test_sensitivity_needs_a_batch_size_of_at_least_one(batch_size):
-    with pytest.raises(ValueError, match=r"batch_size must be a whole number( \(a Python int\))? of at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
         sensitivity_max(convolutional(), random(3, 1, 12, 12), batch_size=batch_size)
 
 

@@ -852,7 +852,7 @@ def test_a_layer_of_a_derived_class_is_refused_by_name_and_not_left_in_float_sil
             return 2 * super().forward(x)
 
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Scaled(4, 2))
-    with pytest.raises(ValueError, match="layer '2' is a Scaled, derived from Conv2d, Linear or"):
+    with pytest.raises(ValueError, match="layer '2' is a Scaled, derived from Conv2d, Linear or ReLU"):
         quantize(model, "w4a4")
 
 

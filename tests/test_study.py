@@ -578,7 +578,7 @@ def test_a_command_that_cannot_be_done_ends_with_a_sentence_and_trains_nothing(a
 
 @pytest.mark.parametrize("workers", [-1, 0, 1.5])
 def test_runs_need_at_least_one_worker(workers, tmp_path):
-    with pytest.raises(ValueError, match=r"workers must be a whole number( \(a Python int\))? of at least 1"):
+    with pytest.raises(ValueError, match="workers must be a whole number of at least 1"):
         run_all([TINY], tmp_path, workers=workers)
 
 
