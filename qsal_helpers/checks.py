@@ -378,7 +378,7 @@ def check_bits_needed(student: Callable[[float], int]) -> bool:
     """
 
     def test() -> None:
-        for decibels in (5.0, 16.0, 20.0, 40.0, 48.0):
+        for decibels in (5.0, 10.0, 16.0, 17.5, 20.0, 24.0, 40.0, 48.0):
             wanted = next(bits for bits in range(1, 20) if 20 * math.log10(2**bits - 1) >= decibels)
             answer = expect_number(student(decibels), "The number of bits")
             if answer == wanted:

@@ -632,7 +632,13 @@ def plan() -> dict[str, list[Run]]:
             for seed in range(3)
             for name in ("fashion-mnist", "mnist")
             for p in ("fp32", *low)
-        ],
+        ]
+        + [Run("fashion-mnist", model="resnet20", precision="w4a4", augment=True, epochs=12)],
+        # As many steps as the official sets' 8 epochs, on the small sets' images.
+        "steps-mini": [
+            Run("mnist", "mini", objective=o, epochs=120, seed=s) for s in range(3) for o in ("plain", "guided")
+        ]
+        + [Run(size="mini", precision=p, epochs=48, seed=s) for s in range(5) for p in ("fp32", "w2a2")],
         "ratios-mini": [run for r in ratios for run in some(5, size="mini", objective="guided", mask_ratio=r)],
         "statistics-mini": [Run(size="mini", objective="published-frozen", seed=seed) for seed in range(5)],
         "prose-mini": [Run(size="mini", objective="published-magnitude", seed=seed) for seed in range(5)],

@@ -125,6 +125,7 @@ GRADERS = {
             lambda decibels: decibels / 6.02,
             lambda decibels: int(decibels / 6.02),
             lambda decibels: math.ceil(decibels / 6.02),
+            lambda decibels: max(2, math.ceil(decibels / 6.02)),
             lambda decibels: int(decibels / 6.02) + 2,
             lambda decibels: 32,
         ],
