@@ -17,7 +17,7 @@ from ._random import random_state_kept
 from .quantization import _logits, evaluation_mode
 
 FILLS = ("uniform", "mean", "black", "blur")
-RANKINGS = ("magnitude", "signed")
+RANKINGS = ("magnitude", "signed", "random")
 
 
 def mask_least_salient(
@@ -38,8 +38,9 @@ def mask_least_salient(
     saliency : float ``(B, C, H, W)``, usually the gradient of the true class's output with respect to `x`.
     ratio : fraction of the pixels to replace, 0 to 1.
     rank_by : "magnitude", smallest ``|saliency|`` first (the paper's prose), or "signed", most negative first
-        (the authors' code, unless told otherwise, and the default of `SaliencyGuided`). Channels are summed, after
-        taking the magnitude.
+        (the authors' code, unless told otherwise, and the default of `SaliencyGuided`), or "random", any pixels,
+        whatever `saliency` says: the control that shows what the ranking does. Channels are summed, after taking the
+        magnitude.
     fill : what is put there. "uniform": random, between the smallest and the largest value of that image and channel
         (the paper); "mean": that image and channel's mean; "black": the smallest value of the batch in that channel;
         "blur": the image after a 7 x 7 box blur; or one number a channel, in the units of `x`.
@@ -78,8 +79,11 @@ def least_salient(saliency: Tensor, ratio: float, rank_by: str = "magnitude") ->
     if not isinstance(rank_by, str) or rank_by not in RANKINGS:
         raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}; got {rank_by!r}")
     batch, _, height, width = saliency.shape
-    score = (saliency.abs() if rank_by == "magnitude" else saliency).sum(1).flatten(1)
-    score = score.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    if rank_by == "random":
+        score = torch.rand(batch, height * width, device=saliency.device)
+    else:
+        score = (saliency.abs() if rank_by == "magnitude" else saliency).sum(1).flatten(1)
+        score = score.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
     k = round(ratio * height * width)
     if k == 0 or batch == 0:
         return torch.zeros(batch, 1, height, width, dtype=torch.bool, device=saliency.device)

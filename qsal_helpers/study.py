@@ -648,6 +648,14 @@ def plan() -> dict[str, list[Run]]:
             for p in PRECISIONS
         ],
         "fills-mini": [run for fill in ("black", "blur") for run in some(size="mini", objective="guided", fill=fill)],
+        # The control of guidance: as many pixels are masked, but any.
+        "random-mini": [
+            Run(data, "mini", precision=p, objective="guided", rank_by="random", seed=s)
+            for data, seeds in (("fashion-mnist", 5), ("mnist", 3))
+            for s in range(seeds)
+            for p in PRECISIONS
+        ],
+        "random": [Run("mnist", precision="w4a4", objective="guided", rank_by="random", seed=s) for s in range(3)],
         "ratios": [run for ratio in ratios for run in some(objective="guided", mask_ratio=ratio)],
         "ranking": some(objective="guided", rank_by="magnitude"),
         "ends-mini": [
