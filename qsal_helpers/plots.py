@@ -1344,13 +1344,13 @@ def plot_deployed(
     name: str,
     cost: str,
 ) -> Picture:
-    """Return an image with the prediction and the saliency map of a file, and what the file costs above them.
+    """Return an image with the prediction and the occlusion map of a file, and what the file costs above them.
 
     Parameters
     ----------
     image : ``(1, H, W)`` or ``(H, W)``, uint8.
     probabilities : ``(classes,)``, from 0 to 1.
-    saliency : ``(H, W)``.
+    saliency : ``(H, W)``, by how much the logit falls.
     label : number of the right class.
     name, cost : of the file, in words.
 
@@ -1359,7 +1359,13 @@ def plot_deployed(
     >>> half = np.array([0.5, 0.5])
     >>> figure = plot_deployed(np.zeros((8, 8), np.uint8), half, np.eye(8), ["bag", "shirt"], 0, "int8", "1 kB")
     """
-    figure = plot_explanations(image, {name: probabilities}, {name: saliency}, class_names, label)
+    figure, axes = new_figure(1, 3, height=3.3)
+    draw_image(axes[0, 0], image)
+    draw_prediction(axes[0, 1], probabilities, class_names, COLOURS["data"], label)
+    picture = draw_map(axes[0, 2], saliency, signed=True)
+    figure.colorbar(picture, ax=axes[0, 2], label="fall of the logit", extend="both")
+    for ax, title in zip(axes[0], (f"image: {class_names[label]}", "prediction", "occlusion map"), strict=True):
+        ax.set_title(title)
     figure.suptitle(f"{name}: {cost}")
     return figure
 

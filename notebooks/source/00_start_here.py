@@ -194,9 +194,9 @@ for bits, network in rounded.items():
     print(f"{bits} bits: {evaluate(network, data):.1%} of the test images are right")
 
 # %% [markdown]
-# Compare the last line of this list with the accuracy of the network that was *trained* at 2 bits. (Not quite a fair
-# match: that one keeps 8 bits in two layers.) The next lesson shows what breaks when one rounds afterwards, and lesson
-# 02 how training repairs it.
+# Compare the last line of this list with the accuracy of the network that was *trained* at 2 bits. It is no fair match:
+# that one keeps 8 bits in its first and last layer, which helps it, and its activations have 2 bits, which does not.
+# The next lesson shows what breaks when one rounds afterwards, and lesson 02 what training with few bits makes of it.
 
 # %% [markdown]
 # ## Exercises
@@ -274,10 +274,10 @@ plots.show_images(data.test.images[different[:8]], titles, title="fp32 says the 
 # %% [markdown]
 # <details><summary>One answer</summary>
 #
-# The two networks disagree on more images than the difference of their accuracies suggests: each is right where the
-# other is wrong, and these cases cancel. So accuracy alone does not tell whether a small network still does the same
-# thing. One caution: two fp32 networks trained from different random starts disagree, too. Later lessons use such a
-# pair to tell how much difference is ordinary.
+# The two networks disagree on more images than the difference of their accuracies suggests. Mostly one is right where
+# the other is wrong, and these cases cancel; now and then both are wrong, each in its own way. So accuracy alone does
+# not tell whether a small network still does the same thing. One caution: two fp32 networks trained from different
+# random starts disagree, too. Later lessons use such a pair to tell how much difference is ordinary.
 #
 # </details>
 

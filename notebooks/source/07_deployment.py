@@ -201,9 +201,9 @@ _ = checks.check_accumulator_bits(accumulator_bits)
 #
 # </details>
 #
-# This is the worst case: all weights and inputs at their ends, all with the same sign. What do our networks need?
-# For a given filter the worst case is smaller, as its codes are known. And what test images really bring
-# about is smaller still.
+# This is the worst case: all weights and inputs at their ends, all with the same sign. What do our networks need? For a
+# given filter the worst case is smaller, as its codes are known. No input is negative, so either its positive codes add
+# up or its negative ones. And what test images really bring about is smaller still.
 
 
 # %%
@@ -215,7 +215,8 @@ def widths(model):
     sums = network.values(data.test.images[:100])
     for layer in describe(model):
         name = STEP.get(layer["name"], layer["name"])
-        all_at_the_end = np.abs(network[name].codes).reshape(len(network[name].codes), -1).sum(1).max()
+        codes = network[name].codes.reshape(len(network[name].codes), -1).astype(int)
+        all_at_the_end = max(codes.clip(min=0).sum(1).max(), -codes.clip(max=0).sum(1).min())
         worst[layer["name"]] = int(all_at_the_end * (2 ** layer["activation_bits"] - 1)).bit_length() + 1
         seen[layer["name"]] = int(np.abs(sums[name]).max()).bit_length() + 1
     return {"worst case of the weights": worst, "seen on 100 test images": seen}
@@ -300,6 +301,10 @@ for name, fake in fake_integers(two, data.test.images[:100]).items():
     print(f"{name}: {(fake != whole[name]).sum()} of {fake.size:,} activations differ")
 
 # %% [markdown]
+# None, or one or two in millions. (Where such a one comes from is told below, where torch, integers and files are
+# compared.)
+
+# %% [markdown]
 # ## Folding a batch-norm
 #
 # One thing was passed over. Behind each convolution stands a batch-norm, and it is full of floats. Where did it go?
@@ -360,17 +365,39 @@ print(f"largest difference {(both - folded).abs().max():.1e}, largest output {bo
 # With low-bit weights there is a trap. If we folded first and rounded then, $g\,w$ would be rounded, which is another
 # grid and another network than the one we trained. So we leave the codes alone and fold $g$ into the *scale*: each
 # filter gets a scale of its own. It goes into $r$, and the bias into the accumulator, as a 32-bit integer.
+#
+# But a bias is no whole number of the accumulator's steps. Rounding it loses up to half a step. That rest is known
+# before anything runs: so it is multiplied by $m$, too, and added together with the one half. Is it worth the care?
+# Here is the integer network without the rests:
 
 # %%
 folded = {step.name: step for step in folding.fold(two, data)}["conv2"].layer
 print("codes of conv2:", np.unique(folded.codes), " scales, one a filter:", folded.scale[:4].round(4), "...")
 print("biases in steps of the accumulator:", net["relu2"].bias[:8], "...")
 
+
+# %%
+def one_half_only(step):
+    if not isinstance(step, export.Requantize):
+        return step
+    return dataclasses.replace(step, rounding=2 ** (step.shift - 1))
+
+
+without_rests = dataclasses.replace(net, steps=tuple(map(one_half_only, net.steps)))
+for name, found in without_rests.values(data.test.images[:100]).items():
+    if name.startswith("relu"):
+        print(f"{name}: {(found != whole[name]).mean():.1%} of the activations differ")
+
 # %% [markdown]
+# It is worth it. The damage grows from layer to layer, and behind `relu4` many activations differ. That layer has 8
+# bits: its levels lie so close together that half a step of the accumulator is a good part of the way from one to the
+# next.
+#
 # One layer in the middle of the 2-bit network, whole:
 #
 # ![A chain of boxes from left to right. Inputs from 0 to 3 and codes −3, −1, 1 and 3 meet in a 32-bit accumulator,
-# which sums their products. Requantization adds the bias, multiplies by m, adds one half and drops k bits. A clip to 0
+# which sums their products. Requantization adds the bias, multiplies by m, adds one half and what the bias lost in
+# rounding, and drops k bits. A clip to 0
 # to 3 gives the outputs, which have 2 bits again. Below: scales and batch-norm were made into m, k and the bias of each
 # filter before anything runs, and the ends of the clip are those of PACT.](images/integer_pipeline.svg)
 
@@ -452,7 +479,7 @@ plots.plot_file(parts, len(content))
 # %%
 other = len(content) - sum(map(len, weights.values()))
 floats = sum(len(raw) for name, raw in tensors.items() if "integers" not in name)
-print(f"not weights: {other:,} bytes, of them biases and scales {floats:,}; the others are names and operations")
+print(f"not weights: {other:,} bytes, of them biases, scales and zero points {floats:,}; the rest: names, operations")
 print(f"float weights would take {4 * sum(layer['parameters'] for layer in describe(two)):,} bytes")
 
 # %% [markdown]
@@ -692,8 +719,9 @@ def estimates(model):
 pd.DataFrame({name: estimates(models[name]) for name in ("fp32", "w8a8", "w4a4", "w2a2")}).T
 
 # %% [markdown]
-# Set the first column beside the milliseconds: the estimate falls from 8 bits to 2, the time in int8 does not.
-# onnxruntime has no circuit and no routine for 2 bits.
+# Set the first column beside the milliseconds: the estimate falls from 8 bits to 2, the time in int8 does not. What
+# onnxruntime calls for the operations in our files computes in 8 bits. (It has a matrix product that reads 2-bit
+# weights, MatMulNBits. That one computes in 8 bits or in floats, too.)
 #
 # And the memory column stands beside the computing column as a reminder: for a network that is read from the main
 # memory for each image, moving the weights may take more energy than computing with them. There the file size is
@@ -902,7 +930,7 @@ for file in ("fp32", "2 bits, int8", "2 bits, packed"):
 # <details><summary>What to look for</summary>
 #
 # The entropy cannot exceed 2. The further it lies below, the more a compressor may gain. `fc1` wastes the most, about a
-# quarter of a bit a weight, and nine tenths of the weights are there. SAWB spreads them over all four levels, so there
+# fifth of a bit a weight, and nine tenths of the weights are there. SAWB spreads them over all four levels, so there
 # is not much more to gain. Look at the second file: 2-bit codes in bytes, unpacked. A compressor
 # finds the six idle bits by itself, so a *download* may be small without packing. But to run, the file has to be
 # decompressed to its full size, and the memory of the device sees that.
