@@ -1,6 +1,6 @@
 """Write the repository's address, which stands in pyproject.toml, into the README: ``python tools/links.py``.
 
-Without an address there is nothing to link to, and the README says how to set it.
+Without an address there is nothing to link to, and a comment in the README says how to set it.
 """
 
 import re
@@ -11,7 +11,7 @@ from lessons import ROOT, lessons, notebook_of
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- links: written by tools/links.py -->", "<!-- end of links -->"
-UNSET = "(Binder and Colab: set `repository` under `[tool.qsal]` in pyproject.toml, then `python tools/links.py`.)"
+UNSET = "<!-- Binder and Colab: set `repository` under [tool.qsal] in pyproject.toml, then `python tools/links.py` -->"
 
 
 def address() -> str:
