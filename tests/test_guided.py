@@ -291,6 +291,13 @@ def test_batch_norms_statistics_are_those_of_plain_training(make):
     assert guided.bn.num_batches_tracked == 4
 
 
+def test_a_batch_norm_that_tracks_no_statistics_still_tracks_none_after_a_guided_step():
+    model, (x, y) = lively(), batch()
+    model.bn.track_running_stats = False
+    SaliencyGuided()(model, x, y)
+    assert not model.bn.track_running_stats and model.bn.num_batches_tracked == 0
+
+
 @pytest.mark.parametrize("saliency", ["loss", "logit"])
 def test_an_unchanged_image_costs_no_divergence_at_all_when_dropout_is_shared(saliency):
     model, y = lively(), torch.arange(8) % 3

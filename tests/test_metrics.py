@@ -281,6 +281,8 @@ def test_top_k_overlap_counts_shared_pixels_and_is_at_chance_for_random_maps():
     assert top_k_overlap(a, b, 0.2).tolist() == [0.75]
     assert top_k_overlap(a, a, 0.01).tolist() == [1.0] and top_k_overlap(a, b, 0.01).tolist() == [0.0]
     assert top_k_overlap(a, b, 1.0).tolist() == [1.0] == top_k_overlap(0 * a, 0 * b, 0.2).tolist()
+    third, pair = torch.tensor([[[3.0, 2, 1, 0]]]), torch.tensor([[[1.0, 2, 3, 0]]])  # 0.7 of 4 pixels are 3 of them
+    assert top_k_overlap(third, pair, 0.7).tolist() == [1.0] and top_k_overlap(third, pair, 0.6).tolist() == [0.5]
     chance = top_k_overlap(random(200, 20, 20), random(200, 20, 20, seed=1), 0.3).mean()
     assert abs(chance - 0.3) < 0.01
 

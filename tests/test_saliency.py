@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qsal_helpers import PACT, build_model, quantize
+from qsal_helpers import PACT, Precision, build_model, quantize
 from qsal_helpers.saliency import _METHODS, completeness_error, evaluating, saliency_map
 
 METHODS = list(_METHODS)
@@ -292,6 +292,14 @@ def test_completeness_improves_with_steps_on_a_float_network_and_not_on_a_quanti
     assert completeness_error(low, x, steps=200).median() > 0.1
     quadratic = Quadratic(images(2).abs())
     assert completeness_error(quadratic, images(), 1, steps=2).max() < 1e-5
+
+
+@pytest.mark.parametrize(("precision", "warned"), [(Precision(8, 2), 1), (Precision(2, 32, first=32, last=32), 0)])
+def test_integrated_gradients_warn_where_activations_have_few_bits_and_not_where_weights_alone_do(precision, warned):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        saliency_map(quantize(build_model("lenet5"), precision), torch.rand(1, 1, 28, 28), None, "integrated_gradients")
+    assert ["do not add up" in str(warning.message) for warning in said] == [True] * warned
 
 
 def test_completeness_error_keeps_each_image_with_its_own_target_whatever_the_batch_size():
