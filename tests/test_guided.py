@@ -246,6 +246,7 @@ def test_saliency_in_evaluation_mode_is_the_gradient_of_what_is_asked_for(salien
     logits = copy.deepcopy(model).eval()(leaf)
     score = -F.cross_entropy(logits, y) if saliency == "loss" else logits.gather(1, y[:, None]).sum()
     torch.testing.assert_close(found, torch.autograd.grad(score, leaf)[0])
+    assert not x.requires_grad
 
 
 @pytest.mark.parametrize("rank_by", RANKINGS)

@@ -1055,8 +1055,9 @@ class Reads(nn.Module):
         (lambda a, b: b, True, [4, 4], r"middle \(2 bits\) of Reads read more bits than asked for"),
         (lambda a, b: a + b, False, [2, 32], r"last \(4 bits\) of Reads read float numbers"),
         (lambda a, b: b.clamp(min=1), False, [2, 32], r"last \(4 bits\) of Reads read float numbers"),
+        (lambda a, b: torch.cat([b[:, :4], (a + b)[:, 4:]], 1), False, [2, 32], r"last \(4 bits\) of Reads read float"),
     ],
-    ids=["relu", "view", "shared", "sum", "clamp"],
+    ids=["relu", "view", "shared", "sum", "clamp", "half of it a sum"],
 )
 def test_a_layer_has_the_bits_that_it_reads_and_more_than_asked_for_are_warned_of(join, shared, bits, says):
     with warnings.catch_warnings(record=True) as caught:
@@ -1072,6 +1073,21 @@ def test_a_layer_has_the_bits_that_it_reads_and_more_than_asked_for_are_warned_o
     wanted = [r["activation_bits"] for r in describe(model)[1:]]
     assert all(count <= 2**b for count, b in zip(levels, wanted, strict=True))
     assert all(count > 2 ** (b // 2) for count, b in zip(levels, wanted, strict=True) if b < 32)
+
+
+def test_a_layer_that_reads_float_numbers_at_one_of_its_two_calls_is_warned_of():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.twice, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+        def forward(self, x):
+            x = self.relu1(self.first(x))
+            return self.last(self.relu3(self.twice(self.relu2(self.twice(x + x)))))
+
+    with pytest.warns(UserWarning, match=r"^twice \(2 bits\) of Twice read float numbers"):
+        quantize(Twice(), "w2a2")
 
 
 def test_weights_that_no_quantizer_reaches_are_warned_of_by_name():
