@@ -814,7 +814,8 @@ for half_name in orders:
 # half gains more (0.63 against 0.41 with the mean), since it moves both networks further. And this is one seed. With
 # black the guided network moves *more*. To settle it, train one network with each fill and test each with every fill: a
 # table of 4 × 4. If the diagonal stands out, the network learns the fill. Look at the foreground mass of the network
-# trained with black, too: there the guess about the background can fail.
+# trained with black, too: there the guess about the background can fail. Lesson 06 has another
+# control: networks trained with a mask drawn at random.
 #
 # </details>
 
