@@ -1289,7 +1289,7 @@ for kind, wanted in kinds.items():
 # *reasons* of the large one must ask for that.
 
 # %% [markdown]
-# ## What do the measures say that we left out?
+# ## What do the left-out measures say?
 #
 # The records hold three measures more. Whoever picks seven of ten owes the reader the others.
 #
