@@ -916,10 +916,11 @@ def plot_weight_grids(grids: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictur
 
 
 def series_styles(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a colour and a line style for each name; the first word of a name sets the colour.
+    """Return a colour, a line style and a mark for each name; the first word of a name sets the colour.
 
     Up to four names that share a colour differ in their lines, so "w2a2" and "w2a2 guided" are kin and can be told
-    apart. A first word that has no colour of its own takes one that the others leave.
+    apart. Seven names in a row have seven marks, which tell them apart without colours, too. A first word that has no
+    colour of its own takes one that the others leave.
 
     Examples
     --------
@@ -933,7 +934,8 @@ def series_styles(names: Sequence[str]) -> list[dict[str, Any]]:
     for name in names:
         colour = known.get(name.split()[0]) or next(others)
         kin = sum(style["color"] == colour for style in styles)
-        styles.append({"color": colour, "linestyle": ("-", "--", ":", "-.")[kin % 4]})
+        marker = "osD^vPX"[len(styles) % 7]
+        styles.append({"color": colour, "linestyle": ("-", "--", ":", "-.")[kin % 4], "marker": marker})
     return styles
 
 
@@ -1048,7 +1050,8 @@ def draw_curves(ax: Any, curves: dict[str, np.ndarray], x: np.ndarray) -> None:
     for (name, values), style in zip(curves.items(), series_styles(list(curves)), strict=True):
         mean = np.nanmean(values, axis=0)
         error = np.array([_half_interval(column) for column in np.transpose(values)])
-        ax.plot(x, mean, label=name.replace("_", " "), linewidth=2, **style)
+        every = -(-len(mean) // 8)  # a mark at each point would hide a long line
+        ax.plot(x, mean, label=name.replace("_", " "), linewidth=2, markevery=every, markersize=6, **style)
         ax.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
 
 
@@ -1136,7 +1139,8 @@ def plot_method(image: np.ndarray, saliency: np.ndarray, deletion: dict[str, np.
     axes[0, 1].set_title(title)
     ax = axes[0, 2]
     for (name, curve), style in zip(deletion.items(), series_styles(list(deletion)), strict=True):
-        ax.plot(np.linspace(0, 100, len(curve)), np.multiply(curve, 100), label=name.replace("_", " "), **style)
+        x = np.linspace(0, 100, len(curve))
+        ax.plot(x, np.multiply(curve, 100), label=name.replace("_", " "), markersize=5, **style)
     ax.set(title="pixels deleted in its order", xlabel="deleted (%)", ylabel="probability (%)", ylim=(0, 102))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(deletion), fontsize=10)
     return figure
@@ -1533,9 +1537,13 @@ def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]]) -> Pi
         ax.axis("off")
     for row, (name, some) in zip(axes, last.items(), strict=True):
         for ax, frame in zip(row, some, strict=False):
-            some_maps = frame._replace(maps=frame.maps[:2], replaced=frame.replaced[:2])
-            draw_rgb(ax, frame_tiles(images[:2], some_maps))
+            tiles = frame_tiles(images[:2], frame._replace(maps=frame.maps[:2], replaced=frame.replaced[:2]))
+            draw_rgb(ax, tiles)
             ax.set_title(f"{name}, epoch {frame.epoch}", fontsize=11)
+        row[0].axis("on")
+        row[0].spines[:].set_visible(False)
+        row[0].tick_params(length=0)
+        row[0].set_yticks([len(tiles) / 4, 3 * len(tiles) / 4], ["map", "pixels\nthat stay"], fontsize=10)
     return figure
 
 
@@ -1568,15 +1576,22 @@ def seeds_with_intervals(
         for number, ((name, entries), style) in enumerate(
             zip(series.items(), series_styles(list(series)), strict=True)
         ):
-            style |= {} if join else {"linestyle": "none", "marker": "_", "markersize": 30, "markeredgewidth": 2}
-            (handles[name],) = ax.plot(
-                range(len(entries)), [np.mean([np.nanmean(v) for v in seeds]) for seeds in entries.values()], **style
-            )
+            means = [np.mean([np.nanmean(v) for v in seeds]) for seeds in entries.values()]
+            dash = {} if join else {"linestyle": "none", "marker": "_", "markersize": 30, "markeredgewidth": 2}
+            ax.plot(range(len(entries)), means, **style | {"marker": "none"} | dash)
             for place, seeds in enumerate(entries.values()):
                 for seed, values in enumerate(seeds):
                     x = place + 0.08 * (seed - (len(seeds) - 1) / 2) + 0.02 * number
                     bar = _half_interval(values)
-                    ax.errorbar(x, np.nanmean(values), bar, fmt="o", color=style["color"], markersize=5, linewidth=1.5)
+                    handles[name] = ax.errorbar(
+                        x,
+                        np.nanmean(values),
+                        bar,
+                        fmt=style["marker"],
+                        color=style["color"],
+                        markersize=6,
+                        linewidth=1.5,
+                    )
             ax.set_xticks(range(len(entries)), [str(entry) for entry in entries])
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         ax.margins(x=0.08, y=0.15)
@@ -1756,9 +1771,7 @@ def draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) ->
     precisions = list(dict.fromkeys(precision for values in series.values() for precision in values))
     beside = {precision: [name for name in series if precision in series[name]] for precision in precisions}
     apart = min(0.24, 0.84 / max(map(len, beside.values())))
-    for (name, values), style, mark in zip(
-        series.items(), series_styles(list(series)), itertools.cycle("osD^v"), strict=False
-    ):
+    for (name, values), style in zip(series.items(), series_styles(list(series)), strict=True):
         places = [
             precisions.index(precision) + (beside[precision].index(name) - (len(beside[precision]) - 1) / 2) * apart
             for precision in values
@@ -1769,7 +1782,7 @@ def draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) ->
             if len(seeds) > 2:
                 ax.plot([place, place], interval(seeds), color=style["color"], linewidth=2)
         means = [np.mean(seeds) for seeds in values.values()]
-        ax.plot(places, means, mark, color=style["color"], markersize=8, markeredgecolor="white", label=name)
+        ax.plot(places, means, style["marker"], color=style["color"], markersize=8, markeredgecolor="white", label=name)
     ax.set_xticks(range(len(precisions)), precisions)
     ax.set_xlim(-0.5, len(precisions) - 0.5)
 

@@ -655,7 +655,9 @@ def plan() -> dict[str, list[Run]]:
             for s in range(seeds)
             for p in PRECISIONS
         ],
-        "random": [Run("mnist", precision="w4a4", objective="guided", rank_by="random", seed=s) for s in range(3)],
+        "random": [
+            run for data in ("mnist", "fashion-mnist") for run in some(data=data, objective="guided", rank_by="random")
+        ],
         "ratios": [run for ratio in ratios for run in some(objective="guided", mask_ratio=ratio)],
         "ranking": some(objective="guided", rank_by="magnitude"),
         "ends-mini": [

@@ -82,6 +82,17 @@ def test_kin_share_a_colour_and_differ_in_their_lines():
     assert fp32["linestyle"] != twin["linestyle"]
 
 
+def test_seven_names_in_a_row_can_be_told_apart_without_colours():
+    assert len({style["marker"] for style in plots.series_styles(list("abcdefg"))}) == 7
+
+
+def test_the_legend_shows_the_marks_that_tell_curves_apart():
+    figure = plots.curves_with_intervals({"panel": dict.fromkeys("abc", np.eye(3))}, [0, 1, 2], "x", "y")
+    shown = [handle.get_marker() for handle in figure.legends[0].legend_handles]
+    assert shown == [line.get_marker() for line in figure.axes[0].lines]
+    assert len(set(shown)) == 3
+
+
 def test_curves_show_the_mean_and_the_95_percent_interval_of_the_mean():
     curves = np.array([[0.0, 1.0], [2.0, 3.0], [np.nan, 5.0]])
     figure = plots.curves_with_intervals({"panel": {"fp32": curves}}, [0, 1], "x", "y")

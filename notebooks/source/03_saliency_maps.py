@@ -420,9 +420,8 @@ pd.DataFrame(table).round(3)
 #
 # All of it? Not nearly all, but every last bit. When a number is that good, ask where it comes from.
 #
-# Look at SmoothGrad, too. It is steadier than the gradient, and its largest value lies on the object in 33 % of the
-# images. Chance is the object's share of the area, 48 %. (This random map was lucky with its 55.) Steady, faithful and
-# on the object are three things.
+# Look at SmoothGrad, too. It is steadier than the gradient, and its largest value lies on the object in 29 % of the
+# images. Chance is the object's share of the area, 48 %. Steady, faithful and on the object are three things.
 #
 # Grad-CAM can leave nothing of a map: in the figure its Gini reaches down to 0, the value of a map whose pixels are all
 # equal. Such maps count here as chance on the object, and they delete row by row. So its row says less than the others.
@@ -464,8 +463,8 @@ pd.DataFrame(
 ).round(2)
 
 # %% [markdown]
-# Integrated gradients: next to no difference. Input × gradient: 0.22 of its 0.29 is there without any training. Guided
-# backprop starts at 0.30, and training adds more to it than to any other but Grad-CAM.
+# Integrated gradients: next to no difference. Input × gradient: 0.20 of its 0.28 is there without any training. Guided
+# backprop starts at 0.31, and training adds more to it than to any other but Grad-CAM.
 #
 # ## A map that looks good and is wrong
 #
@@ -509,7 +508,7 @@ pd.DataFrame({label: {name: v.mean() for name, v in row.items()} for label, row 
 # whatever the network thinks. Where it is bright, the map is large. The picture of the shoe is the shoe itself.
 #
 # And deletion to black agrees, because it shares the blind spot: painting a bright pixel black changes the image most.
-# In the last column deleted pixels are blurred instead. There the integrated gradients of the trained network do no
+# In the last column deleted pixels are blurred instead. There the integrated gradients of the trained network do hardly
 # better than random numbers. The plain gradient does, which looked worse in every other column.
 #
 # Nothing here is false: the numbers do add up to the change of the logit. False is the reading "the network looks at
@@ -654,12 +653,12 @@ for name, gains in quality["insertion area minus random's"].items():
 # %% [markdown]
 # The ± is the 95 % interval of the mean over the images; it knows nothing of other trainings. So compare the distance
 # between fp32 and w2a2 with the distance between the twins before you call it an effect of the bits. In the run printed
-# here the first is the larger one for insertion (0.029, twins 0.020), and the smaller one for deletion (0.014, twins
-# 0.018).
+# here the first is the larger one, for insertion (0.050, twins 0.018) and for deletion (0.029, twins 0.001).
 #
-# Is the 2-bit map still better than random? Its interval holds 0, so these images do not show it. But that of fp32's
-# twin holds 0, too, so this is no proof against the bits. One training of each kind is little evidence: lesson 06
-# repeats this over five seeds.
+# Is the 2-bit map still better than random? In insertion it is worse, and its interval leaves out 0. Is that the bits?
+# We ran the same cells, with the same seeds, on a processor of another kind. It rounds differently, and in a training
+# that grows to another network. There the w2a2 map gained +0.006 ± 0.015, and the twin no more than +0.015 ± 0.016.
+# One training of each kind is little evidence, however narrow its interval: lesson 06 repeats this over five seeds.
 
 # %% [markdown]
 # ## Which methods lie about it?
