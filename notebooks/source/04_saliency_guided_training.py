@@ -538,16 +538,16 @@ for name in list(plan)[1:]:
 
 # %% [markdown]
 # What holds for both seeds: the maps become more focused, and a lot steadier by this measure. (Lesson 06 measures the
-# change under much smaller noise. There five seeds of fp32 do not agree.) That was the hope, and it is so already
-# with a quarter of the pixels.
+# change under much smaller noise. There five seeds of fp32 do not agree.) That was the hope. They are steadier already
+# with a quarter of the pixels; the step in focus is larger than the distance of twins from 50 % on.
 #
-# What holds as well: the share on the object does *not* rise. It falls, with 50 and 75 % by more than two twins differ,
-# with 25 % not. A map can become tidier without moving to where we would like to see it.
+# What holds as well: the share on the object does *not* rise. It falls, at each ratio by more than two twins differ,
+# with 25 % by little more. A map can become tidier without moving to where we would like to see it.
 #
 # And accuracy? Compare each change with its ±, the 95 % interval over the test images. The interval knows nothing of
-# other seeds, and the figure shows how far apart two seeds are. All four changes point downwards, and only that of 75 %
-# is larger than its ±, by little. Telling a loss of half a point from none takes more images and more seeds than a
-# lesson has.
+# other seeds, and the figure shows how far apart two seeds are. The changes point both ways, and only that of 75 %, a
+# loss, is larger than its ±. Telling a loss of half a point from none takes more images and more seeds than a lesson
+# has.
 #
 # ## Where it does not help
 #
@@ -591,7 +591,7 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 # ordered, the guided two lie together at one end in one case of three.
 #
 # With **black**, both gradients guided with 50 % lead random by less than both plain ones, in deletion and in
-# insertion. With **blur**, deletion improves from each plain network to the guided one with the same start, but by no
+# insertion. With **blur**, both improve from each plain network to the guided one with the same start, but by hardly
 # more than the two starts differ. So black speaks against guidance and blur, less clearly, for it. Two seeds are few:
 # lesson [06](06_trade_off.ipynb) asks five, and they say the same of this ranking, with both fills.
 #
@@ -665,11 +665,12 @@ rivals = ("plain", GUIDED, SIGNED)
 plots.seeds_with_intervals(only(rivals, results), "training", directions, join=False)
 
 # %% [markdown]
-# A dash is the mean of the two seeds. Ranked by sign, guidance does something else. The maps are hardly steadier than
+# A dash is the mean of the two seeds. Ranked by sign, guidance does something else. The maps are no steadier than
 # the plain ones, less focused than with magnitudes, and with these two seeds they stay on the object. (In fp32 five
 # seeds say otherwise: lesson 06.) The network becomes more sensitive to black pixels than the plain one, as the random
-# map says; whether more than the one by magnitude, these two seeds cannot tell. In
-# the table of leads above, its gradient is further from random than the plain one's with black, and not with blur.
+# map says; whether more than the one by magnitude, these two seeds cannot tell. In the table of leads above, its
+# gradient is no further from random than the plain one's, neither with black nor with blur. (On a processor of another
+# kind these cells said "further" with black. Two seeds cannot tell this.)
 #
 # So "saliency-guided training" names two methods. Which one is better depends on the measure. Papers that do not say
 # which they ran cannot be compared.
@@ -746,8 +747,8 @@ for name, (_, counted) in contenders.items():
     print(f"{name:13} counted {counted:.2f}, measured {pd.Series(took[name]).median() / unit:.2f} plain steps")
 
 # %% [markdown]
-# In the run printed here the count is a little low for ours and for the published step, and lower by far with the
-# logit's gradient. Two of the three have a backward pass to the pixels. Does that really cost half of a full one?
+# In the run printed here the count is too high for ours, and too low for the other two. These two have a backward pass
+# to the pixels. Does that really cost half of a full one?
 
 # %% tags=["measures-time"]
 pixels, passes = batch_x.clone().requires_grad_(), {"to the pixels": [], "full": []}
@@ -765,8 +766,8 @@ print(f"a backward pass to the pixels takes {share:.0%} of a full one; counted: 
 # one, which both kinds of pass must do, and in a small network they take a good part of the time. The choice of the
 # pixels, the noise and the divergence come on top, and a plain step saves half of its first layer's backward work.
 #
-# So a count of passes is a first guess. It puts the step with the logit's gradient clearly below the published one. By
-# the clock they are nearly equal here. Where two counts lie close together, only the clock can tell.
+# So a count of passes is a first guess. The step with the logit's gradient costs more than the count says, by the
+# clock almost as much as the published one. Where two counts lie close together, only the clock can tell.
 
 # %% [markdown]
 # ## Exercises
@@ -811,7 +812,7 @@ for half_name in orders:
 # than tolerance of noise, although noise gains most. A random half gains as well. By the ratios printed above, the
 # least salient half gains more, with each of these three fills: so the network has learned something about *which*
 # pixels, too. The differences in nats say otherwise for two of the three: with the mean and with the blur the random
-# half gains more (0.63 against 0.41 with the mean), since it moves both networks further. And this is one seed. With
+# half gains more (0.35 against 0.24 with the mean), since it moves both networks further. And this is one seed. With
 # black the guided network moves *more*. To settle it, train one network with each fill and test each with every fill: a
 # table of 4 × 4. If the diagonal stands out, the network learns the fill. Look at the foreground mass of the network
 # trained with black, too: there the guess about the background can fail. Lesson 06 has another
