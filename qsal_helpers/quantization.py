@@ -53,8 +53,8 @@ class _QuantizeUniform(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
         ctx.save_for_backward((x >= low) & (x <= high))
         step = (high - low) / levels
-        codes = torch.round((torch.minimum(torch.maximum(x, low), high) - low) / step)
-        # In bfloat16 the division can end half a level too high, so the highest code is held.
+        codes = torch.round((torch.maximum(x, low) - low) / step)
+        # Held here and not before: in bfloat16 the division can end half a level too high.
         return low + step * codes.clamp_(max=levels)
 
     @staticmethod

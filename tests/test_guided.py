@@ -127,6 +127,12 @@ def test_a_saliency_that_is_not_a_number_is_replaced_last():
     assert least_salient(saliency, 0.5).flatten().tolist() == [False, True, False, True]
 
 
+def test_an_endless_slope_down_is_the_first_to_go_by_sign_and_among_the_last_by_magnitude():
+    saliency = torch.tensor([[[[2.0, -math.inf, -3.0, 1.0]]]])
+    assert least_salient(saliency, 0.25, "signed").flatten().tolist() == [False, True, False, False]
+    assert least_salient(saliency, 0.75, "magnitude").flatten().tolist() == [True, False, True, True]
+
+
 # ---------------------------------------------------------------- what is put there
 
 

@@ -110,6 +110,19 @@ def test_the_deletion_curve_equals_quantus_pixel_flipping():
     torch.testing.assert_close(ours[:, 1:], torch.tensor(np.array(theirs)).float(), rtol=1e-4, atol=1e-5)
 
 
+def test_black_is_the_darkest_value_of_the_batch_also_in_an_image_that_has_none():
+    x = random(4, 3, 6, 6)
+    x[1] += 2
+    model, saliency, target = (
+        TwoClasses(random(3, 6, 6, seed=1)),
+        random(4, 6, 6, seed=2).abs(),
+        torch.zeros(4, dtype=int),
+    )
+    black = deletion_auc(model, x, saliency, target, fill="black")
+    assert torch.equal(black, deletion_auc(model, x, saliency, target, fill=x.amin((0, 2, 3)).tolist()))
+    assert not torch.equal(black[1:2], deletion_auc(model, x[1:2], saliency[1:2], target[1:2], fill="black"))
+
+
 @pytest.mark.parametrize("fill", ["black", "blur", 0.0])
 @pytest.mark.parametrize("precision", ["fp32", "w4a4"])
 @pytest.mark.parametrize("channels", [1, 3])
