@@ -633,7 +633,7 @@ def plan() -> dict[str, list[Run]]:
             for name in ("fashion-mnist", "mnist")
             for p in ("fp32", *low)
         ]
-        + [Run("fashion-mnist", model="resnet20", precision="w4a4", augment=True, epochs=12)],
+        + [Run("fashion-mnist", precision="w4a4", augment=True, epochs=60)],
         # As many steps as the official sets' 8 epochs, on the small sets' images.
         "steps-mini": [
             Run("mnist", "mini", objective=o, epochs=120, seed=s) for s in range(3) for o in ("plain", "guided")
