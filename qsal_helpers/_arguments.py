@@ -7,6 +7,7 @@ ValueError: batch_size must be a whole number of at least 1; got 0
 
 import math
 import os
+from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,12 @@ def check_flag(flag: bool, name: str) -> None:
     """Raise `TypeError` unless `flag` is True or False."""
     if not isinstance(flag, bool):
         raise TypeError(f"{name} must be True or False; got {_shown(flag)}")
+
+
+def check_choice(value: str, name: str, choices: Sequence[str]) -> None:
+    """Raise `ValueError` unless `value` is one of the texts in `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {_shown(value)}")
 
 
 def check_path(path: str | os.PathLike) -> Path:

@@ -167,8 +167,18 @@ class ImageData:
 
     def __post_init__(self) -> None:
         check_flag(self.mirror, "mirror")
-        if not isinstance(self.train, Split):
-            raise TypeError(f"train must be a Split, got {type(self.train).__name__}.")
+        if not isinstance(self.class_names, (tuple, list)):
+            raise TypeError(f"class_names must be a tuple of names, got {type(self.class_names).__name__}.")
+        for name, split in (("train", self.train), ("test", self.test)):
+            if not isinstance(split, Split):
+                raise TypeError(f"{name} must be a Split, got {type(split).__name__}.")
+            if split.images.shape[1] != self.in_channels:
+                raise ValueError(f"{name} has {split.images.shape[1]} channels, and train has {self.in_channels}.")
+            if len(split) and not 0 <= split.labels.min() <= split.labels.max() < self.num_classes:
+                raise ValueError(
+                    f"{name} has labels from {split.labels.min()} to {split.labels.max()}, and class_names holds "
+                    f"{self.num_classes} names: labels run from 0 to {self.num_classes - 1}."
+                )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not isinstance(values, (tuple, list)) or len(values) != self.in_channels:
                 raise ValueError(f"{name} must be a tuple: one number for each of the {self.in_channels} channels.")
@@ -511,7 +521,8 @@ def _cache_folder() -> Path:
 
 
 def _check_full(name: str, folder: Path) -> None:
-    again = f"load_data({name!r}, size='full', download=True)"
+    elsewhere = "" if folder == _full_folder() else f", root={str(folder)!r}"
+    again = f"load_data({name!r}, size='full'{elsewhere}, download=True)"
     for file, checksum in _FULL_FILES[name].items():
         path = folder / file
         if not path.is_file():

@@ -390,7 +390,7 @@ def _multiply(step: Step, value: _Value, colours: int) -> tuple[_Value, list]:
         if term.channel is not None:
             codes = codes.reshape(len(codes), colours, -1)[:, term.channel]
             codes = codes.reshape(len(codes), *((1, *layer.codes.shape[2:]) if layer.codes.ndim == 4 else (-1,)))
-            name = f"{step.name}.{term.array if term.array != 'ones' else f'ones.{term.channel}'}"
+            name = f"{step.name}.{term.array}" + (f".{term.channel}" if term.array.endswith("ones") else "")
         bound = np.abs(codes).reshape(len(codes), -1).sum(1) * term.bound
         dtype = np.int32 if bound.max() <= INT32_MAX else np.int64
         made.append(Product(name, (term.array,), codes.astype(dtype), layer.stride, layer.padding))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import check_flag, check_images, check_model, check_number, check_whole
+from ._arguments import check_choice, check_flag, check_images, check_model, check_number, check_whole
 from ._random import random_state_kept
 from .quantization import _logits, evaluation_mode
 
@@ -76,8 +76,7 @@ def least_salient(saliency: Tensor, ratio: float, rank_by: str = "magnitude") ->
     """
     check_images(saliency, "saliency")
     check_number(ratio, "the mask ratio", high=1)
-    if not isinstance(rank_by, str) or rank_by not in RANKINGS:
-        raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}; got {rank_by!r}")
+    check_choice(rank_by, "rank_by", RANKINGS)
     batch, _, height, width = saliency.shape
     if rank_by == "random":
         score = torch.rand(batch, height * width, device=saliency.device)
@@ -174,12 +173,10 @@ class SaliencyGuided:
         check_number(self.mask_ratio, "mask_ratio", high=1)
         check_number(self.weight, "weight")
         check_whole(self.ramp_steps, "ramp_steps", low=0)
-        if not isinstance(self.rank_by, str) or self.rank_by not in RANKINGS:
-            raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}; got {self.rank_by!r}")
+        check_choice(self.rank_by, "rank_by", RANKINGS)
         if isinstance(self.fill, str) and self.fill not in FILLS:
             raise ValueError(f"fill must be one of {', '.join(FILLS)}, or one number a channel; got {self.fill!r}")
-        if not isinstance(self.saliency, str) or self.saliency not in ("loss", "logit"):
-            raise ValueError(f"saliency must be 'loss' or 'logit'; got {self.saliency!r}")
+        check_choice(self.saliency, "saliency", ("loss", "logit"))
         for name in ("detach_clean", "freeze_statistics", "share_dropout", "eval_saliency"):
             check_flag(getattr(self, name), name)
 

@@ -12,7 +12,7 @@ import torch
 
 from .data import DataDamaged, DataNotFound, _check_full, _full_folder, _import_torchvision, load_data
 
-MEMORY_NEEDED = 2.0  # GiB, for a lesson at class scale
+MEMORY_NEEDED = 1.5  # GiB, for a lesson at class scale
 
 
 def check_machine() -> bool:
@@ -68,11 +68,11 @@ def _torch() -> tuple[bool, str]:
 def _memory() -> tuple[bool, str]:
     free = _free_memory()
     if free is None:
-        return False, f"unknown; a lesson needs up to {MEMORY_NEEDED:.0f} GiB"
+        return False, f"unknown; a lesson needs up to {MEMORY_NEEDED:g} GiB"
     if free < MEMORY_NEEDED:
         return (
             True,
-            f"{free:.1f} GiB free, a lesson needs up to {MEMORY_NEEDED:.0f}: close programs, or use SCALE = 'smoke'",
+            f"{free:.1f} GiB free, a lesson needs up to {MEMORY_NEEDED:g}: close programs, or use SCALE = 'smoke'",
         )
     return False, f"{free:.1f} GiB free"
 
@@ -84,9 +84,11 @@ def _free_memory() -> float | None:
     except ImportError:
         return None
     free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()).isdigit():
+        # Files that were read stay in memory and count as used, but go as soon as it is needed.
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+        free = min(free, int(limit) - int((group / "memory.current").read_text()) + int(kept))
     return free / 2**30
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from ._arguments import check_path, check_whole
+from ._arguments import check_choice, check_path, check_whole
 from .checkpoints import _write
 from .folding import Layer, Step, container_codes, fold, integer_inputs
 
@@ -73,8 +73,7 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
     from onnx import TensorProto, helper
 
     path = check_path(path)
-    if not isinstance(storage, str) or storage not in STORAGES:
-        raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
+    check_choice(storage, "storage", STORAGES)
     # A step that is called like a tensor of the writer's own gets a dot in front, with which no module's name begins.
     apart = lambda name: f".{name}" if _OWN_NAMES.fullmatch(name) else name
     steps = [replace(s, name=apart(s.name), inputs=tuple(map(apart, s.inputs))) for s in fold(model, data)]

@@ -1508,7 +1508,7 @@ def plot_training_now(images: np.ndarray, frames: Sequence[Frame], steps: int) -
     for name, marker in (("cross_entropy", "o"), ("divergence", "s"), ("loss", "o")):
         if name in frames[-1].terms:
             colour = COLOURS["guided" if name == "divergence" else "plain"]
-            values = [frame.terms[name] for frame in frames]
+            values = [frame.terms.get(name, np.nan) for frame in frames]
             ax.plot(at, values, f"{marker}-", color=colour, markersize=4, label=name.replace("_", " "))
     ax.set(title="terms of the loss", xlabel="batch", ylabel="nats", xlim=(0, steps), ylim=(0, None))
     ax.legend(loc="upper right", fontsize=10)

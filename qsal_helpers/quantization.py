@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import check_flag, check_floats, check_model, check_whole
+from ._arguments import check_choice, check_flag, check_floats, check_model, check_whole
 
 SCHEMES = ("sawb", "dorefa", "minmax")
 ALPHA_MIN = 0.01
@@ -332,8 +332,7 @@ def _smallest_scale(w: Tensor) -> float:
 def _check_weight(w: Tensor, bits: int, scheme: str, per_channel: bool) -> None:
     check_floats(w, "w")
     check_bits(bits)
-    if not isinstance(scheme, str) or scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    check_choice(scheme, "scheme", SCHEMES)
     if w.numel() == 0:
         raise ValueError("w is empty: there is no weight to quantize")
     check_flag(per_channel, "per_channel")
@@ -380,7 +379,8 @@ def quantize_weight(w: Tensor, bits: int, scheme: str = "sawb", per_channel: boo
 
     Returns
     -------
-    Tensor of the shape and dtype of `w`. A NaN or an infinity in `w` makes every weight of its scale NaN.
+    Tensor of the shape and dtype of `w`. A NaN in `w` makes every weight of its scale NaN, and so does an infinity,
+    but for "dorefa", whose tanh makes it a 1.
 
     Raises
     ------
@@ -535,12 +535,12 @@ class Precision:
 _RELUS = (nn.ReLU, nn.ReLU6)
 _LEAVES = (nn.Conv2d, nn.Linear, *_RELUS, PACT)
 # What hands numbers on as they are, or their means: the input of a layer behind it is as rounded as its own.
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_PASSING = (*_POOLS, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)
+_PASSING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten)
+_PASSING += (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)
 _PASSING_CALLS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.cat, torch.mean, F.max_pool2d}
 _PASSING_CALLS |= {F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.pad, operator.getitem}
 _PASSING_CALLS |= {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "mean", "squeeze", "unsqueeze"}
-_PASSING_CALLS |= {torch.chunk, torch.split, "chunk", "split"}
+_PASSING_CALLS |= {torch.chunk, torch.split, "chunk", "split", torch.squeeze, torch.unsqueeze}
 
 
 class _Proxy(torch.fx.Proxy):
@@ -645,8 +645,7 @@ def quantize(
     >>> [small[i].weight_bits for i in (0, 2, 4)], [small[i].bits for i in (1, 3)]
     ([8, 2, 8], [2, 8])
     """
-    if not isinstance(scheme, str) or scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    check_choice(scheme, "scheme", SCHEMES)
     check_model(model)
     if isinstance(precision, str):
         precision = Precision.parse(precision)
@@ -693,13 +692,14 @@ def quantize(
 
 
 def _heed_real_inputs(model: nn.Module) -> None:
-    """Set each layer's activation bits to those that its input really has, and warn where these are more."""
-    wide, floating = [], []
+    """Set each layer's activation bits to those that its input really has, and warn where others were asked for."""
+    wide, narrow, floating = [], [], []
     for name, real in _input_bits(model).items():
         layer = model.get_submodule(name)
-        if real > layer.activation_bits:
-            (floating if real == 32 else wide).append(f"{name} ({layer.activation_bits} bits)")
-            layer.activation_bits = real
+        asked = layer.activation_bits
+        if real and real != asked:
+            (floating if real == 32 else wide if real > asked else narrow).append(f"{name} ({asked} bits)")
+        layer.activation_bits = real or max(asked, 8)  # an image has 8
     others = [
         name or "its own parameters"
         for name, module in model.named_modules()
@@ -707,6 +707,11 @@ def _heed_real_inputs(model: nn.Module) -> None:
     ]
     for names, what in (
         (wide, "read more bits than asked for: their ReLU serves other layers, too; give each use its own nn.ReLU"),
+        (
+            narrow,
+            "read fewer bits than asked for: their ReLU has those of the layer that follows it; give each use its own "
+            "nn.ReLU",
+        ),
         (
             floating,
             "read float numbers: put an nn.ReLU directly before each, after any sum; other functions do not round",
@@ -754,7 +759,7 @@ def _relu_bits(model: nn.Module, order: list[str], bits: dict[str, tuple[int, in
             following = bits[name][1]
         elif isinstance(model.get_submodule(name), _RELUS):
             found[name] = max(following, found.get(name, 0))
-    return {name: found[name] for name in dict.fromkeys(order) if name in found}
+    return found
 
 
 @torch.no_grad()

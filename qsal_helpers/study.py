@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import metrics
-from ._arguments import check_whole
+from ._arguments import check_choice, check_whole
 from ._random import seeded
 from .checkpoints import _write, load_model, save_model
 from .data import ImageData, load_data
@@ -121,7 +121,12 @@ class Run:
     def command(self) -> str:
         """The command that does this run again."""
         given = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
-        options = (f"--{name.replace('_', '-')} {value}" for name, value, default in given if value != default)
+        # Without any option the command would stand for the whole plan, so the data set is always named.
+        options = (
+            f"--{name.replace('_', '-')} {value}"
+            for name, value, default in given
+            if value != default or name == "data"
+        )
         return " ".join(["python -m qsal_helpers.study run --folder build/again", *options])
 
     @property
@@ -131,10 +136,15 @@ class Run:
             return None
         return Run(self.data, self.size, self.model, epochs=self.epochs, augment=self.augment, seed=self.seed)
 
+    def check(self) -> None:
+        """Raise `ValueError` for what could not be run, before a twin is trained for it."""
+        check_choice(self.start, "start", ("scratch", "twin"))
+        Precision.parse(self.precision)
+        dataclasses.replace(self, distilled=False).build_objective()
+
     def build(self, data: ImageData, twin: nn.Module | None = None) -> nn.Module:
         """Return the untrained model, or one with the weights of `twin`, the trained model of the run's `twin`."""
-        if self.start not in ("scratch", "twin"):
-            raise ValueError(f"start must be 'scratch' or 'twin'; got {self.start!r}")
+        self.check()
         with seeded(self.seed, torch.device("cpu")):
             model = build_model(self.model, in_channels=data.in_channels, num_classes=data.num_classes)
         if self.start == "twin":
@@ -157,8 +167,7 @@ class Run:
             "published-frozen": lambda: published(freeze_statistics=True),
             "published-magnitude": lambda: published(rank_by="magnitude"),
         }
-        if self.objective not in objectives:
-            raise ValueError(f"objective must be one of {', '.join(objectives)}; got {self.objective!r}")
+        check_choice(self.objective, "objective", tuple(objectives))
         objective = objectives[self.objective]()
         return Distilled(twin, objective) if self.distilled else objective
 
@@ -213,6 +222,7 @@ def execute(run: Run, resume: str | os.PathLike | None = None, progress: bool = 
 
 
 def _train(run: Run, data: ImageData, resume: str | os.PathLike | None, progress: bool) -> tuple[nn.Module, History]:
+    run.check()
     twin = _train(run.twin, data, resume and f"{resume}.twin", progress)[0] if run.twin else None
     model, objective = run.build(data, twin), run.build_objective(twin)
     options = {"epochs": run.epochs, "seed": run.seed, "augment": run.augment}
@@ -324,7 +334,8 @@ def run_all(
 
     A record is written the moment its run ends, whole or not at all, with the trained model beside it. Kill this at
     any moment and call it again: only unfinished runs are done, each from its last finished epoch. A run that fails
-    is recorded as failed, with the reason; delete that record to try again.
+    is recorded as failed, with the reason; delete that record to try again. Every run is a process of its own that
+    imports the calling script, so a script calls this under ``if __name__ == "__main__":``.
 
     Parameters
     ----------
@@ -371,7 +382,10 @@ def _in_processes(runs: list[Run], folder: Path, workers: int) -> Iterable[Run]:
                 run, process = running.pop(sentinel)
                 process.join()
                 if not _record_path(folder, run).exists():
-                    reason = f"the process ended with exit code {process.exitcode} before it could write a record"
+                    reason = (
+                        f"the process ended with exit code {process.exitcode} before it could write a record; if a "
+                        'script of yours called run_all, let it do so under if __name__ == "__main__":'
+                    )
                     _write_record(folder, run, _failed(run, reason))
                 yield run
     finally:
@@ -805,12 +819,63 @@ def table(records: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     >>> table(records).loc[("fashion-mnist", "full", "plain"), "fp32"]
     '0.935 ± 0.007 (2)'
     """
-    main = main_records(records)
+    main = main_records(records).dropna(subset=[value])
     groups = main.groupby(["data", "size", "objective", "precision"], sort=False)[value]
     spread = lambda v: f" ± {v.std():.3f}" if len(v) > 1 else ""
     cells = groups.agg(lambda v: f"{v.mean():.3f}{spread(v)} ({len(v)})")
     columns = [p for p in PRECISIONS if p in set(main.precision)]
     return cells.unstack("precision").reindex(columns=columns)
+
+
+# The map's measures -> the direction that counts as better.
+MEASURES = dict.fromkeys([*GAINS, "gradient: gini", "gradient: foreground mass"], 1) | {"gradient: sensitivity": -1}
+_SCRATCH = {"start": "scratch", "distilled": False}
+_KINDS = {objective: {"objective": objective} | _SCRATCH for objective in ("plain", "guided", "published")} | {
+    "from its twin": {"objective": "plain", "start": "twin", "distilled": True}
+}
+
+
+def against_fp32(records: pd.DataFrame) -> pd.DataFrame:
+    """Return how each kind of network stands beside the plain fp32 one: a row a kind, a column a data set.
+
+    A cell holds the mean accuracy, how many of the seven `MEASURES` of the gradient map are surely better and how many
+    surely worse than plain fp32's, and over how many seeds. "Surely" means that the 95 % interval of the paired
+    difference leaves out 0, for each difference by itself: nothing is corrected for how many were asked. With one seed
+    there is no interval.
+
+    Parameters
+    ----------
+    records : of `load_records`. Of these the `main_records` count, and those that start from a twin and learn from it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> areas = [f"{m}: {k}, {f}" for m in METHODS for k in ("deletion", "insertion") for f in ("black", "blur")]
+    >>> rows = [dataclasses.asdict(Run(precision=p)) | {"accuracy": 0.9} for p in ("fp32", "w2a2")]
+    >>> records = pd.DataFrame([row | dict.fromkeys([*areas, *MEASURES], 0.5) for row in rows])
+    >>> against_fp32(records)["fashion-mnist"].tolist()
+    ['90.00% (1)', '90.00% (1)']
+    """
+    import pandas as pd
+
+    main = main_records(with_gains(records), "start", "distilled")
+    main = main.assign(set=main.data + main["size"].map({"full": ""}).fillna("-mini"))
+    base = {"precision": "fp32"} | _KINDS["plain"]
+    cells: dict[str, dict[str, str]] = {}
+    for (kind, wanted), precision in itertools.product(_KINDS.items(), PRECISIONS):
+        this = {"precision": precision} | wanted
+        for name, frame in main.groupby("set"):
+            if len(rows := chosen(frame, this)):
+                signs = []
+                for measure, good in MEASURES.items():
+                    if measure in frame:  # a set without a black background has no "foreground mass"
+                        found = compare(frame, measure, this, base)
+                        signs.append(good * ((found["low"] > 0) - (found["high"] < 0)))
+                several = len(rows) > 1 and len(chosen(frame, base)) > 1 and this != base
+                text = f"{signs.count(1)} better, {signs.count(-1)} worse " if several else ""
+                cells.setdefault(f"{precision}, {kind}", {})[name] = f"{rows.accuracy.mean():.2%} {text}({len(rows)})"
+    columns = [name for name in MAIN_GROUPS if name in set(main.set)]
+    return pd.DataFrame.from_dict(cells, orient="index", columns=columns).fillna("")
 
 
 # ---------------------------------------------------------------- the command
@@ -856,6 +921,8 @@ def main(arguments: list[str] | None = None) -> None:
         if failed := sum(record["status"] == "failed" for record in records):
             sys.exit(f"{failed} of {len(records)} runs failed; their records say why. Delete these to try again")
     elif given.do == "agree":
+        if fields or given.seeds is not None:
+            parser.error("agree takes no options but --folder and --group")
         plans = plan()
         for name in [given.group] if given.group else MAIN_GROUPS:
             found = agreement(plans[name] + plans.get(f"twin-{name}", []), given.folder)
@@ -869,9 +936,11 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(
                 f"{given.folder} holds no record of such a finished run; make one with `run`, or name another --folder"
             )
-        for value in ("accuracy", *SHOWN):
+        for value in (v for v in ("accuracy", *SHOWN) if v in records and records[v].notna().any()):
             text = table(records, value).fillna("").to_string()
             print(f"{value}: mean ± standard deviation over seeds (how many)", text, "", sep="\n")
+        print("the gradient map's seven measures, beside plain fp32 (over how many seeds)")
+        print(against_fp32(records).to_string())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ._arguments import check_device, check_flag, check_model, check_number, check_path, check_seed, check_whole
+from ._arguments import (
+    check_choice,
+    check_device,
+    check_flag,
+    check_model,
+    check_number,
+    check_path,
+    check_seed,
+    check_whole,
+)
 from ._random import random_state_kept, seeded
 from .checkpoints import _write
 from .data import ImageData, Split, batches
@@ -134,11 +143,12 @@ def fit(
         memory format that they are trained in, channels_last. Every layer is trained, whatever mode it was in.
     objective : ``objective(model, x, y) -> loss``, with x float32 ``(B, C, H, W)`` and y int64 ``(B,)``.
         `cross_entropy`, a `SaliencyGuided`, or a function of your own. One that is built around another one holds it as
-        its attribute `objective`, as `Distilled` does: so a schedule inside it is kept for `resume`, too.
+        its attribute `objective`, as `Distilled` does: so a schedule inside it is kept for `resume`, too. `fit` works
+        on a copy of it, which a callback finds as ``progress.objective``.
     epochs, batch_size, lr, weight_decay : the usual. The decay applies to PACT's alphas too, as in its paper.
     seed : order of the images, validation split, dropout and random fills. Not the initial weights: set those
         with ``torch.manual_seed`` before building the model.
-    device : by default a GPU if torch sees one, else the CPU.
+    device : by default a CUDA GPU if torch sees one, else the CPU.
     callback : called with a `Progress` every `callback_every` steps, and after the last one. What it draws from torch's
         random numbers does not change the training.
     validation : fraction of the training images used for choosing the epoch; 0 keeps the last epoch.
@@ -277,11 +287,12 @@ def fit(
                 bar.set_postfix(loss=f"{mean_loss:.3f}", validation=f"{accuracy:.1%}")
         except KeyboardInterrupt:
             history.interrupted = True
-            print(f"interrupted in epoch {history.epochs + 1}; the model holds the best finished epoch's weights")
+            kept = "the best finished epoch's weights" if history.best_epoch else "the weights that it began with"
+            print(f"interrupted in epoch {history.epochs + 1}; the model holds {kept}")
         finally:
             model.load_state_dict(best_state)
             model.to(home).eval()
-    if step >= 200 and best_accuracy < 1.5 / data.num_classes:
+    if history.best_epoch and step >= 200 and best_accuracy < 1.5 / data.num_classes:
         warnings.warn(
             f"after {step} steps the validation accuracy is {best_accuracy:.1%}, about what guessing gives: "
             "the network has learned nothing. Try a lower learning rate, or more bits",
@@ -313,8 +324,7 @@ def evaluate(model: nn.Module, data: ImageData, split: str = "test", batch_size:
     check_model(model)
     if not isinstance(data, ImageData):
         raise TypeError(f"data must be an ImageData, as load_data returns it; got {type(data).__name__}")
-    if not isinstance(split, str) or split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
+    check_choice(split, "split", ("train", "test"))
     return _accuracy(model, getattr(data, split), data, batch_size)
 
 

@@ -149,7 +149,7 @@ def prediction_panel(
         return plot_prediction(images[image], probabilities[bits][image], class_names, int(labels[image]), title)
 
     controls = {
-        "bits": slider("weights", max(probabilities), min(probabilities), max(probabilities), unit="bits"),
+        "bits": choice("weights (bits)", sorted(probabilities), max(probabilities)),
         "image": slider("image", 0, 0, len(images) - 1),
     }
     return panel(draw, controls, help="Move bits down step by step, then take another image. The arrow keys work too.")
@@ -179,7 +179,7 @@ def clip_panel(
         return plot_clipping(w, bits, clip, clips, *errors[bits])
 
     controls = {
-        "bits": slider("bits", min(errors), min(errors), max(errors)),
+        "bits": choice("bits", sorted(errors)),
         "clip": slider("clip", float(clips[-1]), float(clips[0]), float(clips[-1])),
     }
     return panel(draw, controls, help="Bring the orange line to the star, then change the bits: the star moves.")
@@ -203,7 +203,7 @@ def bits_panel(w: np.ndarray, quantized: Mapping[int, np.ndarray], accuracies: M
     def draw(bits: int) -> Picture:
         return plot_bits(w, quantized[bits], bits, dict(accuracies))
 
-    return panel(draw, {"bits": slider("bits", max(quantized), min(quantized), max(quantized))})
+    return panel(draw, {"bits": choice("bits", sorted(quantized), max(quantized))})
 
 
 # ---------------------------------------------------------------- lesson 02
@@ -230,7 +230,7 @@ def pact_panel(
         return plot_pact(x, bits, alpha, alphas, *errors[bits])
 
     controls = {
-        "bits": slider("bits", min(errors), min(errors), max(errors)),
+        "bits": choice("bits", sorted(errors)),
         "alpha": slider("alpha", float(alphas[-1]), float(alphas[0]), float(alphas[-1])),
     }
     return panel(draw, controls, help="Bring the orange line to the star, then change the bits.")
@@ -269,7 +269,7 @@ def method_panel(
         curves = {method: deletion[method][number][image]} | {"random": baseline[image]}
         return plot_method(images[image], maps[method][number][image], curves, title)
 
-    counts = next(list(known) for known in maps.values() if len(known) > 1)
+    counts = next((list(known) for known in maps.values() if len(known) > 1), [1])
     controls = {
         "method": choice("method", [(name.replace("_", " "), name) for name in maps], next(iter(maps))),
         "samples": choice("samples or steps", counts, counts[-1]),
@@ -500,6 +500,8 @@ def study_panel(
     """
     sets, measures, ratios = (list(dict.fromkeys(column)) for column in zip(*values, strict=True))
     guided_ratios = sorted(ratio for ratio in ratios if ratio)
+    if not guided_ratios:
+        raise ValueError("values must hold at least one mask ratio above 0")
 
     def draw(data: str, measure: str, precision: str, ratio: float) -> Picture:
         plain, guided = (values.get((data, measure, r), {}) for r in (0, ratio))

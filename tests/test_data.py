@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import hashlib
 import os
@@ -25,13 +26,13 @@ FULL = {"mnist": (60000, 10000), "fashion-mnist": (60000, 10000), "cifar10": (50
 MINI_FILES = [f"{name}/{file}" for name, files in data_module._MINI_FILES.items() for file in files]
 
 
-def numbered(number, channels=1, side=4, classes=10):
+def numbered(number, channels=1, side=4):
     """Random images whose labels are their numbers, with a mean and a std of their own."""
     generator = torch.Generator().manual_seed(number)
     images = torch.randint(256, (number, channels, side, side), generator=generator, dtype=torch.uint8)
     split = Split(images, torch.arange(number))
     mean, std = (0.3, 0.4, 0.5)[:channels], (0.2, 0.25, 0.3)[:channels]
-    return ImageData("numbered", split, split, tuple("abcdefghij")[:classes], mean, std)
+    return ImageData("numbered", split, split, tuple(map(str, range(number))), mean, std)
 
 
 def one_sentence(caught):
@@ -202,6 +203,25 @@ def test_without_root_the_folder_is_qsal_data_or_else_the_users_cache(variable, 
     folder = tmp_path if variable == "QSAL_DATA" else tmp_path / "qsal"
     with pytest.raises(DataNotFound, match=re.escape(f"not in {folder} (")):
         load_data("mnist", "full")
+
+
+def test_the_advice_on_a_missing_set_names_the_folder_that_was_asked_for(tmp_path):
+    with pytest.raises(DataNotFound) as caught:
+        load_data("mnist", size="full", root=tmp_path)
+    assert f"load_data('mnist', size='full', root={str(tmp_path)!r}, download=True)" in str(caught.value)
+
+
+def test_a_data_set_whose_parts_do_not_belong_together_is_refused():
+    good, colour = numbered(6), numbered(6, channels=3)
+    parts = {f.name: getattr(good, f.name) for f in dataclasses.fields(good)}
+    for wrong, kind, said in (
+        ({"test": None}, TypeError, "test must be a Split"),
+        ({"test": colour.test}, ValueError, "test has 3 channels, and train has 1"),
+        ({"class_names": ("a", "b")}, ValueError, "train has labels from 0 to 5, and class_names holds 2 names"),
+    ):
+        with pytest.raises(kind, match=said) as caught:
+            ImageData(**parts | wrong)
+        one_sentence(caught)
 
 
 def test_importing_the_module_and_reading_a_mini_set_imports_no_heavy_package():
@@ -535,7 +555,7 @@ def test_batches_arrive_on_the_device_asked_for():
 def augmented(images, mean=(0.0,), seed=0, mirror=True):
     """The augmented images as whole numbers of pixel value, with 0 for the padding."""
     split = Split(images, torch.arange(len(images)))
-    data = ImageData("marks", split, split, ("a",), mean, (1.0,) * len(mean), mirror)
+    data = ImageData("marks", split, split, tuple(map(str, split.labels)), mean, (1.0,) * len(mean), mirror)
     generator = torch.Generator().manual_seed(seed)
     x, _ = next(batches(split, data, len(images), generator=generator, augment=True))
     return (data.pixels(x) * 255).round().to(torch.uint8)

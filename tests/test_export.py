@@ -242,6 +242,16 @@ def that_differ_from_torch(model, data, images, path):
     return [form for form, logits in forms.items() if not (same_class(logits) and near(logits))]
 
 
+def test_a_colour_image_that_is_flattened_first_keeps_the_mean_of_each_colour():
+    data = random_data(channels=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(768, 20), nn.ReLU(), nn.Linear(20, 10))
+    model = stirred(quantize(net, "w4a4"))
+    net, images = to_integer(model, data), data.test.images
+    assert abs(net(images) * net.output_scale - exact_logits(model, data, images)).max() <= 0.5001 * net.output_scale
+
+
 def test_a_sum_too_large_for_32_bits_is_exact():
     side = 280  # 280 x 280 pixels of 255 times weights of 127 are 2.5e9
     white = torch.full((2, 1, side, side), 255, dtype=torch.uint8)

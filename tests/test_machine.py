@@ -38,8 +38,18 @@ def test_a_machine_whose_memory_cannot_be_read_is_not_refused(monkeypatch):
 def test_what_a_container_has_used_already_is_not_counted_as_free(monkeypatch, tmp_path):
     (tmp_path / "memory.max").write_text(f"{2**31}\n")
     (tmp_path / "memory.current").write_text(f"{3 * 2**29}\n")
-    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / path.rpartition("/")[2])
+    (tmp_path / "memory.stat").write_text("anon 7\ninactive_file 0\nactive_file 7\n")
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path)
     assert machine._free_memory() == 0.5
+
+
+def test_files_that_a_container_has_read_and_can_let_go_count_as_free(monkeypatch, tmp_path):
+    (tmp_path / "memory.max").write_text(f"{2**31}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * 2**29}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {2**29}\ninactive_file {2**30}\n")
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path)
+    assert machine._free_memory() == 1.5
+    assert machine._memory() == (False, "1.5 GiB free")
 
 
 def test_a_python_outside_the_range_is_told_which_ones_do(monkeypatch):

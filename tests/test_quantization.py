@@ -1075,6 +1075,35 @@ def test_a_layer_has_the_bits_that_it_reads_and_more_than_asked_for_are_warned_o
     assert all(count > 2 ** (b // 2) for count, b in zip(levels, wanted, strict=True) if b < 32)
 
 
+def test_a_layer_that_was_asked_to_read_more_bits_than_its_relu_hands_out_says_so():
+    net = Reads(lambda a, b: a)
+    with pytest.warns(UserWarning, match=r"^last \(8 bits\) of Reads read fewer bits than asked for"):
+        model = quantize(net, "w2a2")
+    assert describe(model)[-1]["activation_bits"] == 2
+
+
+@pytest.mark.parametrize("asked", [{}, {"0": (4, 2)}, {"0": (4, 8)}])
+def test_every_layer_that_reads_the_image_reads_8_bits(asked):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other, self.relu, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(self.relu(self.one(x) + self.other(x)))
+
+    model = quantize(Two(), Precision(2, 2, layers={name.replace("0", "one"): bits for name, bits in asked.items()}))
+    assert [row["activation_bits"] for row in describe(model)] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("join", [lambda a, b: torch.squeeze(b), lambda a, b: torch.unsqueeze(b, 0)])
+def test_what_only_changes_the_shape_leaves_numbers_rounded(join):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = quantize(Reads(join), "w2a2")
+    assert model.last.activation_bits == 8
+
+
 def test_a_layer_that_reads_float_numbers_at_one_of_its_two_calls_is_warned_of():
     class Twice(nn.Module):
         def __init__(self):

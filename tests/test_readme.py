@@ -6,9 +6,18 @@ from pathlib import Path
 import torch
 
 import qsal_helpers
+from qsal_helpers import study
 from qsal_helpers.data import ImageData, Split
 
 README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_readme_s_table_of_the_study_says_what_the_records_say():
+    found = study.against_fp32(study.load_records(README.parent / "notebooks/results/study"))
+    lines = re.findall(r"^\| (?:fp32|w4a4|mixed-4/2|w2a2), .*$", README.read_text(encoding="utf8"), flags=re.MULTILINE)
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len(shown) == 8
+    assert shown == [[row[0], *found.loc[row[0]]] for row in shown]
 
 
 def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(monkeypatch):

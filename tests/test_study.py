@@ -91,7 +91,7 @@ def test_a_record_from_before_a_field_was_added_has_its_default_in_the_table(don
 
 
 @pytest.mark.parametrize(
-    "run", [TINY, LONGER, TAUGHT, plan()["cifar10"][-1], plan()["ends-mini"][0]], ids=lambda run: run.id
+    "run", [Run(), TINY, LONGER, TAUGHT, plan()["cifar10"][-1], plan()["ends-mini"][0]], ids=lambda run: run.id
 )
 def test_the_command_of_a_run_asks_for_that_run(run, monkeypatch):
     asked = []
@@ -171,7 +171,7 @@ def test_a_run_without_a_twin_trains_one_network_and_an_unknown_start_is_refused
     monkeypatch.setattr(study, "fit", lambda *given, **options: calls.append(given) or fit(*given, **options))
     study.execute(TINY)
     assert len(calls) == 1 and TINY.twin is None
-    with pytest.raises(ValueError, match="start must be 'scratch' or 'twin'; got 'afar'"):
+    with pytest.raises(ValueError, match="start must be one of scratch, twin; got 'afar'"):
         study.execute(dataclasses.replace(TINY, start="afar"))
 
 
@@ -334,6 +334,34 @@ def test_only_the_plans_main_runs_enter_the_paper_style_table():
 # ---------------------------------------------------------------- what the records say
 
 
+def test_a_measure_counts_as_better_or_worse_where_the_interval_of_its_paired_difference_leaves_out_0():
+    areas = [f"{kind}, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
+    same = {f"{method}: {area}": 0.5 for method in ("gradient", "random") for area in areas}
+    same |= {"gradient: gini": 0.5, "gradient: foreground mass": 0.5, "gradient: sensitivity": 0.5}
+    changed = {
+        "gradient: deletion, black": [-0.2, -0.21, -0.19],  # a smaller area: better
+        "gradient: insertion, blur": [-0.2, -0.21, -0.19],
+        "gradient: sensitivity": [0.2, 0.21, 0.19],  # less steady: worse
+        "gradient: gini": [0.2, 0.21, 0.19],
+        "gradient: foreground mass": [0.2, -0.2, 0.01],
+    }
+    rows = []
+    for seed in range(3):
+        rows.append(dataclasses.asdict(Run(seed=seed)) | same | {"accuracy": 0.9 + seed / 100})
+        moved = {name: same[name] + differences[seed] for name, differences in changed.items()}
+        rows.append(dataclasses.asdict(Run(precision="w2a2", objective="guided", seed=seed)) | same | moved)
+        rows[-1]["accuracy"] = 0.8
+    found = study.against_fp32(pd.DataFrame(rows))
+    assert found["fashion-mnist"].to_dict() == {
+        "fp32, plain": "91.00% (3)",
+        "w2a2, guided": "80.00% 2 better, 2 worse (3)",
+    }
+    only_guided = pd.DataFrame([row for row in rows if row["objective"] == "guided"])
+    assert study.against_fp32(only_guided.drop(columns="gradient: foreground mass"))["fashion-mnist"].to_dict() == {
+        "w2a2, guided": "80.00% (3)"
+    }
+
+
 def test_a_gain_is_how_much_better_than_the_random_map_and_its_room_how_much_better_it_could_be():
     areas = {"deletion, black": (0.4, 0.1), "deletion, blur": (0.5, 0.6), "insertion, black": (0.2, 0.5)}
     areas |= {"insertion, blur": (0.6, 1.0)}
@@ -409,13 +437,40 @@ def test_building_and_measuring_leave_the_random_numbers_and_the_mode_of_the_mod
 
 
 def test_the_table_holds_only_the_group_and_the_seeds_that_were_asked_for(tmp_path, capsys):
-    metrics = {name: {"mean": 0.5} for name in study.SHOWN}
+    areas = [f"random: {kind}, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
+    metrics = {name: {"mean": 0.5} for name in [*study.SHOWN, *areas]}
     for run in plan()["mnist"][:3] + plan()["fashion-mnist"][:3] + [plan()["mnist"][12]]:
         record = {"run": dataclasses.asdict(run), "id": run.id, "command": "", "status": "done", "accuracy": 0.5}
         (tmp_path / f"{run.id}.json").write_text(json.dumps(record | {"metrics": metrics}))
     study.main(["table", "--folder", str(tmp_path), "--group", "mnist", "--seeds", "1"])
     shown = capsys.readouterr().out
     assert "0.500 (1)" in shown and "fashion-mnist" not in shown and "(2)" not in shown
+
+
+def test_the_table_leaves_out_a_measure_that_no_record_has(tmp_path, capsys):
+    areas = [f"random: {kind}, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
+    names = [name for name in (*study.SHOWN, *areas) if name != "gradient: foreground mass"]
+    run = plan()["cifar10"][0]
+    record = {"run": dataclasses.asdict(run), "id": run.id, "command": "", "status": "done", "accuracy": 0.5}
+    (tmp_path / f"{run.id}.json").write_text(json.dumps(record | {"metrics": {name: {"mean": 0.5} for name in names}}))
+    study.main(["table", "--folder", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "gradient: gini" in shown and "foreground mass" not in shown and "nan" not in shown
+
+
+def test_agreement_refuses_options_that_it_would_not_heed():
+    with pytest.raises(SystemExit):
+        study.main(["agree", "--seeds", "1"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"start": "Twin"}, {"precision": "w9a9x"}, {"objective": "guide"}, {"fill": "white"}]
+)
+def test_a_run_with_a_mistyped_field_is_refused_before_its_twin_is_trained(change, monkeypatch):
+    monkeypatch.setattr(study, "fit", lambda *args, **options: pytest.fail("something was trained"))
+    run = dataclasses.replace(TINY, **{"objective": "guided", "start": "twin", "distilled": True} | change)
+    with pytest.raises(ValueError, match=f"{next(iter(change))}.*must be|reads like"):
+        execute(run)
 
 
 def test_holms_correction_keeps_false_alarms_among_many_tests_at_the_level():

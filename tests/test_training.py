@@ -28,7 +28,7 @@ def toy_data(n=200, seed=0, size=8):
     images = torch.randint(0, 90, (n, 1, size, size), generator=generator)
     rows = torch.arange(size) * 3 // size
     images += 120 * (rows[None, :, None] == labels[:, None, None])[:, None]
-    return ImageData("toy", Split(images.to(torch.uint8), labels), Poison(), ("a", "b", "c"), (0.3,), (0.3,))
+    return poisoned("toy", Split(images.to(torch.uint8), labels), ("a", "b", "c"), (0.3,), (0.3,))
 
 
 class Poison:
@@ -39,6 +39,12 @@ class Poison:
 
     def __len__(self):
         raise AssertionError("training looked at the test images")
+
+
+def poisoned(name, train, *rest):
+    data = ImageData(name, train, train, *rest)
+    object.__setattr__(data, "test", Poison())
+    return data
 
 
 def net(precision="fp32", dropout=0.0, seed=0):
@@ -159,7 +165,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_images():
 def test_augment_reaches_the_batches_that_the_objective_sees():
     data, darkest = toy_data(64), {False: set(), True: set()}
     images = torch.full((64, 1, 8, 8), 255, dtype=torch.uint8)
-    white = ImageData("white", Split(images, data.train.labels), data.test, data.class_names, (0.0,), (1.0,))
+    white = poisoned("white", Split(images, data.train.labels), data.class_names, (0.0,), (1.0,))
     for augment, seen in darkest.items():
 
         def objective(model, x, y, seen=seen):
@@ -284,11 +290,24 @@ def test_an_interrupt_leaves_model_and_history_usable_and_fit_can_go_on(at, caps
 
     history = run(model, callback=interrupt, callback_every=1, objective=SaliencyGuided(0.5))
     assert history.interrupted and history.epochs == history.best_epoch == (1 if at > 6 else 0)
-    assert f"interrupted in epoch {2 if at > 6 else 1}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"interrupted in epoch {2 if at > 6 else 1}" in said
+    assert ("the best finished epoch's weights" if at > 6 else "the weights that it began with") in said
     assert not model.training and str(history)
     assert at > 6 or same(state(model), start)
     again = run(model, objective=SaliencyGuided(0.5))
     assert again.epochs == 2 and not again.interrupted
+
+
+def test_an_interrupt_late_in_the_first_epoch_does_not_say_that_nothing_was_learned():
+    def interrupt(progress):
+        if progress.step == 250:
+            raise KeyboardInterrupt
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = run(net(), toy_data(1000), batch_size=2, callback=interrupt, callback_every=1)
+    assert history.interrupted and not history.best_epoch
 
 
 def test_gradients_that_an_interrupt_left_switched_off_are_on_again_after_training():
@@ -520,7 +539,7 @@ def test_evaluate_counts_right_answers_and_leaves_modes_and_weights_alone():
 
 def test_evaluate_refuses_an_unknown_split_and_no_images():
     data = toy_data(90)
-    with pytest.raises(ValueError, match="split must be 'train' or 'test'"):
+    with pytest.raises(ValueError, match="split must be one of train, test"):
         evaluate(net(), data, "validation")
     nothing = ImageData("none", data.train[:0], data.train[:0], *data_rest(data))
     with pytest.raises(ValueError, match="no images"):
@@ -578,7 +597,7 @@ def test_arguments_out_of_range_are_refused_before_anything_is_changed(wrong):
 def test_too_few_images_are_refused():
     for n, validation in ((1, 0), (0, 0), (3, 0.5)):
         data = toy_data(max(n, 3))
-        data = ImageData("few", data.train[:n], Poison(), *data_rest(data))
+        data = poisoned("few", data.train[:n], *data_rest(data))
         if n - int(n * validation) < 2:
             with pytest.raises(ValueError, match="at least 2 are needed"):
                 run(net(), data, validation=validation)
@@ -635,7 +654,7 @@ def test_an_objective_may_hold_a_teacher_network_of_its_own():
         {"augment": True},
         {"objective": SaliencyGuided(0.5)},
         {"objective": Distilled(net(seed=1))},
-        {"data": ImageData("other", toy_data().train, Poison(), ("a", "b", "c"), (0.3,), (0.3,))},
+        {"data": poisoned("other", toy_data().train, ("a", "b", "c"), (0.3,), (0.3,))},
         {"model": net("w4a4")},
         {"model": quantize(net(), "w2a2", "dorefa")},
     ],

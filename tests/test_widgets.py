@@ -13,6 +13,10 @@ from qsal_helpers.training import Progress, cross_entropy
 # ---------------------------------------------------------------- every lesson
 
 
+def error_of(box):
+    return box.children[-2].value
+
+
 def test_a_panel_shows_the_very_picture_that_the_plots_function_draws_alone():
     w = np.random.default_rng(0).normal(size=2000)
     grids, accuracies = {bits: np.round(w * 2**bits) / 2**bits for bits in range(1, 8)}, dict.fromkeys(range(1, 8), 0.5)
@@ -48,6 +52,35 @@ def test_the_number_of_samples_changes_smooth_grad_and_leaves_the_gradient_alone
     before = picture()
     samples.value = 4
     assert picture() == before
+
+
+def test_the_panel_of_methods_takes_methods_without_samples():
+    maps = {name: {0: np.ones((1, 8, 8))} for name in ("gradient", "grad_cam")}
+    curves = {name: {0: np.ones((1, 5))} for name in (*maps, "random")}
+    box = widgets.method_panel(np.zeros((1, 1, 8, 8), np.uint8), maps, curves)
+    assert not error_of(box)
+
+
+def test_the_slider_for_bits_stops_only_at_bits_that_there_are_numbers_for():
+    probabilities = {8: np.eye(2), 2: np.eye(2)}
+    box = widgets.prediction_panel(np.zeros((2, 1, 8, 8), np.uint8), [0, 1], probabilities, ["bag", "shirt"])
+    bits = box.children[0].children[0]
+    assert bits.options == (2, 8) and bits.value == 8
+    bits.value = 2
+    assert not error_of(box)
+
+
+def test_the_studys_panel_asks_for_a_ratio_above_0():
+    with pytest.raises(ValueError, match="at least one mask ratio above 0"):
+        widgets.study_panel({("MNIST", "accuracy", 0): {"fp32": {0: 0.9}}}, ["fp32"])
+
+
+def test_a_live_view_serves_a_second_training_with_other_terms():
+    frames = [plots.Frame(1, 1, np.ones((1, 4, 4)), np.zeros((1, 4, 4), bool), {"cross_entropy": 2.0})]
+    frames.append(frames[0]._replace(terms={"cross_entropy": 2.0, "divergence": 0.1}))
+    figure = plots.plot_training_now(np.zeros((1, 1, 4, 4), np.uint8), frames, steps=2)
+    divergence = figure.axes[1].lines[1].get_ydata()
+    assert np.isnan(divergence[0]) and divergence[1] == 0.1
 
 
 def test_the_panel_of_methods_offers_every_method_with_a_map():
