@@ -1792,6 +1792,7 @@ def plot_against_bits(
     panels: dict[str, dict[str, dict[str, Sequence[float]]]],
     title: str,
     floors: dict[str, tuple[float, float]] | None = None,
+    chance: dict[str, float] | None = None,
 ) -> Picture:
     """Return measures against the bits: a dot a seed, the mean, and its 95 % interval over three seeds or more.
 
@@ -1799,8 +1800,9 @@ def plot_against_bits(
     ----------
     panels : a measure -> a kind of training -> a precision -> one value a seed.
     floors : a measure -> from where to where plain fp32 networks of other seeds lie: a grey band.
+    chance : a measure -> the random map's value: a dashed line. In panels of a gain it is 0.
 
-    In panels of a gain a dashed line marks the random map. Accuracies, told by the word, are shown in percent.
+    Accuracies, told by the word, are shown in percent.
 
     Examples
     --------
@@ -1812,8 +1814,9 @@ def plot_against_bits(
         if floors and measure in floors:
             band = {"alpha": 0.25, "linewidth": 0, "label": "plain fp32, lowest to highest seed"}
             ax.axhspan(*floors[measure], color=COLOURS["random"], **band)
-        if "gain" in measure:
-            ax.axhline(0, color=COLOURS["random"], linestyle="--", linewidth=1.5, label="random map")
+        at_random = (chance or {}).get(measure, 0 if "gain" in measure else None)
+        if at_random is not None:
+            ax.axhline(at_random, color=COLOURS["random"], linestyle="--", linewidth=1.5, label="random map")
         draw_against_bits(ax, series)
         ax.set_title(measure)
         ax.tick_params(axis="x", labelsize=9)

@@ -82,6 +82,14 @@ def test_kin_share_a_colour_and_differ_in_their_lines():
     assert fp32["linestyle"] != twin["linestyle"]
 
 
+def test_a_dashed_line_marks_the_random_map_where_it_is_known():
+    kinds = {"plain": {"fp32": [0.4, 0.5]}}
+    panels = dict.fromkeys(("deletion gain, black", "on object", "Gini"), kinds)
+    figure = plots.plot_against_bits(panels, "a set", chance={"on object": 0.3})
+    marked = [[line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--"] for ax in figure.axes]
+    assert marked == [[0], [0.3], []]
+
+
 def test_seven_names_in_a_row_can_be_told_apart_without_colours():
     assert len({style["marker"] for style in plots.series_styles(list("abcdefg"))}) == 7
 
