@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_choice, check_flag, check_images, check_model, check_number, check_whole
+from ._forward import evaluation_mode, logits_of
 from ._random import random_state_kept
-from .quantization import _logits, evaluation_mode
 
 FILLS = ("uniform", "mean", "black", "blur")
 RANKINGS = ("magnitude", "signed", "random")
@@ -203,7 +203,7 @@ class SaliencyGuided:
         ratio = self.mask_ratio * min(1.0, self._calls / self.ramp_steps) if self.ramp_steps else self.mask_ratio
         self._calls += 1
         if ratio == 0:
-            loss = F.cross_entropy(_logits(model, x), y)
+            loss = F.cross_entropy(logits_of(model, x), y)
             self.terms = {"cross_entropy": loss.detach(), "divergence": torch.zeros_like(loss)}
             return loss
 
@@ -214,7 +214,7 @@ class SaliencyGuided:
             saliency = self.saliency_in_eval_mode(model, x, y)
         else:
             x = x.detach().requires_grad_()
-        logits = _logits(model, x)
+        logits = logits_of(model, x)
         cross_entropy = F.cross_entropy(logits, y)
         clean_term = cross_entropy
         if not self.eval_saliency:
@@ -246,7 +246,7 @@ class SaliencyGuided:
         """Return what ranks the pixels of x, of the same shape, with `model` in evaluation mode, as it was before."""
         x = x.detach().requires_grad_()
         with evaluation_mode(model):
-            logits = _logits(model, x)
+            logits = logits_of(model, x)
             return _gradients(self._score(logits, F.cross_entropy(logits, y), y), [x])[0]
 
 

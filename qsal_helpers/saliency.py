@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_flag, check_images, check_model, check_number, check_seed, check_whole
-from .quantization import PACT, _logits, evaluation_mode
+from ._forward import evaluation_mode, logits_of
+from .quantization import PACT
 
 MOST_COPIES = 10_000  # noisy copies or steps an image; more would only fill the memory
 
@@ -156,9 +157,9 @@ def completeness_error(
     target = explained_classes(model, x, target)
     device, promised = device_of(model, x), []
     with evaluating(model), torch.no_grad():
-        start = _logits(model, options["baseline"].to(device).expand(1, *x.shape[1:]))
+        start = logits_of(model, options["baseline"].to(device).expand(1, *x.shape[1:]))
         for batch, classes in zip(x.split(64), target.split(64), strict=True):
-            change = (_logits(model, batch.to(device)) - start).to(x.device)
+            change = (logits_of(model, batch.to(device)) - start).to(x.device)
             promised.append(change.gather(1, classes[:, None])[:, 0])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="integrated gradients do not add up")
@@ -215,10 +216,10 @@ def explained_classes(model: nn.Module, x: Tensor, target: int | Tensor | None, 
         return torch.zeros(0, dtype=torch.int64, device=x.device)
     with evaluating(model), torch.no_grad():
         if target is not None:
-            _check_classes(_logits(model, x[:1].to(device)), target)
+            _check_classes(logits_of(model, x[:1].to(device)), target)
             return target.to(x.device)
         batches = (batch.to(device, memory_format=torch.channels_last) for batch in x.split(batch_size))
-        return torch.cat([_logits(model, batch).argmax(1) for batch in batches]).to(x.device)
+        return torch.cat([logits_of(model, batch).argmax(1) for batch in batches]).to(x.device)
 
 
 def device_of(model: nn.Module, x: Tensor) -> torch.device:
@@ -234,7 +235,7 @@ def device_of(model: nn.Module, x: Tensor) -> torch.device:
 
 def _gradient(model: nn.Module, x: Tensor, classes: Tensor | None, batch_size: int) -> Tensor:
     x = x.requires_grad_()
-    logits = _logits(model, x)
+    logits = logits_of(model, x)
     return torch.autograd.grad(_scores(logits, classes).sum(), x)[0]
 
 
@@ -294,7 +295,7 @@ def _mean_gradient(
         image, k = pairs // len(weights), pairs % len(weights)
         varied = vary(image, k).to(memory_format=torch.channels_last).requires_grad_()
         # The weights go in at the logits, where they cost one number an image.
-        score = (_scores(_logits(model, varied), classes[image]) * weights[k]).sum()
+        score = (_scores(logits_of(model, varied), classes[image]) * weights[k]).sum()
         mean.index_add_(0, image, torch.autograd.grad(score, varied)[0])
     return mean
 

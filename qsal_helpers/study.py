@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from . import metrics
 from ._arguments import check_choice, check_whole
+from ._forward import evaluation_mode
 from ._random import seeded
 from .checkpoints import _write, load_model, save_model
 from .data import ImageData, load_data
@@ -39,7 +40,7 @@ from .distillation import Distilled
 from .guided import SaliencyGuided
 from .machine import _cores
 from .models import build_model
-from .quantization import Precision, describe, evaluation_mode, quantize
+from .quantization import Precision, describe, quantize
 from .saliency import saliency_map
 from .training import History, Objective, cross_entropy, evaluate, fit
 

@@ -31,10 +31,11 @@ from ._arguments import (
     check_seed,
     check_whole,
 )
+from ._forward import evaluation_mode, logits_of
 from ._random import random_state_kept, seeded
 from .checkpoints import _write
 from .data import ImageData, Split, batches
-from .quantization import ALPHA_MIN, PACT, _logits, evaluation_mode
+from .quantization import ALPHA_MIN, PACT
 
 if TYPE_CHECKING:
     from .plots import Picture
@@ -58,7 +59,7 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     >>> cross_entropy(nn.Flatten(), torch.zeros(1, 1, 2, 2), torch.tensor([3]))  # four equal logits
     tensor(1.3863)
     """
-    return F.cross_entropy(_logits(model, x), y)
+    return F.cross_entropy(logits_of(model, x), y)
 
 
 @dataclass
@@ -336,7 +337,7 @@ def _accuracy(model: nn.Module, split: Split, data: ImageData, batch_size: int =
     device = parameter.device if parameter is not None else None
     with evaluation_mode(model):
         some = batches(split, data, batch_size, device=device)
-        correct = sum((_logits(model, x).argmax(1) == y).sum() for x, y in some)
+        correct = sum((logits_of(model, x).argmax(1) == y).sum() for x, y in some)
     return int(correct) / len(split)
 
 

@@ -20,7 +20,6 @@ from qsal_helpers.quantization import (
     calibrate,
     check_bits,
     default_alpha,
-    evaluation_mode,
     execution_order,
     weight_codes,
     weight_scale,
@@ -834,14 +833,6 @@ def test_quantizing_a_network_to_8_bits_after_calibration_keeps_its_outputs():
     net, x = build_model("lenet5").eval(), torch.rand(32, 1, 28, 28)
     errors = [(calibrate(quantize(net, f"w{b}a{b}"), x)(x) - net(x)).norm() / net(x).norm() for b in (8, 4, 2)]
     assert errors[0] < 0.05 and errors[0] < errors[1] < errors[2]
-
-
-def test_evaluation_mode_puts_every_module_back_also_after_an_error():
-    net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(1).eval())
-    with pytest.raises(KeyError), evaluation_mode(net):
-        assert not any(m.training for m in net.modules())
-        raise KeyError
-    assert [m.training for m in net.modules()] == [True, True, False]
 
 
 # ---------------------------------------------------------------- describe

@@ -21,6 +21,7 @@ from torch import nn
 
 import qsal_helpers
 from qsal_helpers import (
+    _forward,
     checkpoints,
     data,
     distillation,
@@ -278,11 +279,12 @@ FUNCTIONS = {
         {"x": st.just(X), "quantile": st.floats(0.1, 1)},
         lambda model, _: 0 < model[1].alpha.item() < math.inf,
     ),
-    "quantization.evaluation_mode": (
-        entered(quantization.evaluation_mode),
+    "_forward.evaluation_mode": (
+        entered(_forward.evaluation_mode),
         {"model": st.just(FLOAT)},
         is_a(nn.Module),
     ),
+    "_forward.logits_of": (_forward.logits_of, {"model": st.just(FLOAT), "x": st.just(X)}, is_a(torch.Tensor)),
     "quantization.describe": (
         quantization.describe,
         {"model": model, "input_shape": one_of(None, (1, 16, 16))},

@@ -1,0 +1,43 @@
+"""How the package calls a model: what it must return, and the mode in which it is asked."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from ._arguments import check_floats, check_model
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Return what `model` makes of `x`; raise `ValueError` unless that is logits, ``(B, classes)``."""
+    check_model(model)
+    check_floats(x, "x")
+    # A copy, because a first layer that works in place would change the caller's images.
+    logits = model(x.clone())
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"the model must return logits of shape (B, classes); it returned {shape}")
+    return logits
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` in evaluation mode for a while, and then every module back in the mode it had.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(3).eval())
+    >>> with evaluation_mode(net):
+    ...     [m.training for m in net]
+    [False, False]
+    >>> [m.training for m in net]
+    [True, False]
+    """
+    check_model(model)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,27 @@
+"""A model is asked in evaluation mode, left as it was, and must hand out logits."""
+
+import pytest
+import torch
+from torch import nn
+
+from qsal_helpers._forward import evaluation_mode, logits_of
+
+
+def test_evaluation_mode_puts_every_module_back_also_after_an_error():
+    net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(1).eval())
+    with pytest.raises(KeyError), evaluation_mode(net):
+        assert not any(m.training for m in net.modules())
+        raise KeyError
+    assert [m.training for m in net.modules()] == [True, True, False]
+
+
+def test_a_first_layer_that_works_in_place_leaves_the_images_alone():
+    x = torch.tensor([[[[-1.0, 2.0]]]])
+    assert logits_of(nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()), x).tolist() == [[0.0, 2.0]]
+    assert x.tolist() == [[[[-1.0, 2.0]]]]
+
+
+@pytest.mark.parametrize("model", [nn.Identity(), nn.LSTM(2, 2)])
+def test_a_model_that_returns_something_else_than_logits_is_named(model):
+    with pytest.raises(ValueError, match=r"must return logits of shape \(B, classes\); it returned (shape|a tuple)"):
+        logits_of(model, torch.zeros(1, 2, 2))
