@@ -589,8 +589,8 @@ pd.DataFrame({name: minus(frame, *pair, then) for name, pair in asked.items()})
 # %% [markdown]
 # A star marks what stands Holm's correction over the measures of its column, here and in all tables to come. A column
 # asks fewer questions than a claim, so a star is weaker than a verdict of the section before. And this lesson prints
-# some 600 intervals. If nothing were going on, about 30 of them would leave out 0; about 320 do. So most of what is
-# sure is real. But do not build on a single one.
+# more than 600 intervals. If nothing were going on, one in twenty would leave out 0; more than half do. So most of what
+# is sure is real. But do not build on a single one.
 #
 # Of the four leads of guided w4a4 only the one in Gini is left. In the other three the mean now points the other way,
 # and for the deletion gain with black even the whole interval does. At 2 bits the insertion gain has held. The share on
