@@ -559,8 +559,8 @@ plots.curves_with_intervals(
 # The correlation is taken about 0, and where a change did nothing at all it counts as 0.
 #
 # In fp32 the prediction is nearly perfect for tiny changes, and fades for large ones: a gradient is a local statement.
-# With few bits it says nothing about tiny changes: they do nothing, or jump a whole step. Larger changes follow a
-# landscape of which the straight-through gradient is a sketch. At a size of 0.1 the sketch is better with 4 bits than
+# With few bits it says next to nothing about tiny changes: they do nothing, or jump a whole step. Larger changes follow
+# a landscape of which the straight-through gradient is a sketch. At a size of 0.1 the sketch is better with 4 bits than
 # with 2. At the largest size all four networks are alike: there fp32's own gradient predicts no more than the others.
 #
 # There is a second suspect. Max-pooling hands the gradient to one winner among four activations. With four levels
@@ -784,8 +784,8 @@ for method in tested:
 # - Faithful, focused, on the object, sane: these are four questions, and a map can pass three and fail the fourth.
 # - Multiplying by the distance from black makes every map look like the image, and deletion to black rewards that.
 # - The random map and the seed-to-seed twin stand beside every number.
-# - With few bits the gradient is a stand-in. It says nothing about a tiny change of the image and a little about a
-#   larger one, completeness breaks, and guided backprop can turn into the plain gradient without a word.
+# - With few bits the gradient is a stand-in. It says next to nothing about a tiny change of the image and a little
+#   about a larger one, completeness breaks, and guided backprop can turn into the plain gradient without a word.
 
 # %% [markdown]
 # ## References

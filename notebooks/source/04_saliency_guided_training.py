@@ -591,9 +591,9 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 # ordered, the guided two lie together at one end in one case of three.
 #
 # With **black**, both gradients guided with 50 % lead random by less than both plain ones, in deletion and in
-# insertion. With **blur**, both improve from each plain network to the guided one with the same start, but by hardly
-# more than the two starts differ. So black speaks against guidance and blur, less clearly, for it. Two seeds are few:
-# lesson [06](06_trade_off.ipynb) asks five, and they say the same of this ranking, with both fills.
+# insertion. With **blur**, both improve from each plain network to the guided one with the same start, but on average
+# by less than the two starts differ. So black speaks against guidance and blur, less clearly, for it. Two seeds are
+# few: lesson [06](06_trade_off.ipynb) asks five, and they say the same of this ranking, with both fills.
 #
 # Why does the network mind black more than before? We taught it that noise means "absent". Nobody taught it that for
 # black. In FashionMNIST black says: *here the object ends*. So painting a pixel black does not take information away,
