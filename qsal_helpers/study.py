@@ -867,16 +867,22 @@ def against_fp32(records: pd.DataFrame) -> pd.DataFrame:
         this = {"precision": precision} | wanted
         for name, frame in main.groupby("set"):
             if len(rows := chosen(frame, this)):
-                signs = []
-                for measure, good in MEASURES.items():
-                    if measure in frame:  # a set without a black background has no "foreground mass"
-                        found = compare(frame, measure, this, base)
-                        signs.append(good * ((found["low"] > 0) - (found["high"] < 0)))
-                several = len(rows) > 1 and len(chosen(frame, base)) > 1 and this != base
-                text = f"{signs.count(1)} better, {signs.count(-1)} worse " if several else ""
-                cells.setdefault(f"{precision}, {kind}", {})[name] = f"{rows.accuracy.mean():.2%} {text}({len(rows)})"
+                several = this != base and min(len(rows), len(chosen(frame, base))) > 1
+                counted = _better_and_worse(frame, this, base) if several else ""
+                cells.setdefault(f"{precision}, {kind}", {})[name] = (
+                    f"{rows.accuracy.mean():.2%} {counted}({len(rows)})"
+                )
     columns = [name for name in MAIN_GROUPS if name in set(main.set)]
     return pd.DataFrame.from_dict(cells, orient="index", columns=columns).fillna("")
+
+
+def _better_and_worse(frame: pd.DataFrame, one: dict[str, Any], base: dict[str, Any]) -> str:
+    signs = []
+    for measure, good in MEASURES.items():
+        if measure in frame:  # a set without a black background has no "foreground mass"
+            found = compare(frame, measure, one, base)
+            signs.append(good * ((found["low"] > 0) - (found["high"] < 0)))
+    return f"{signs.count(1)} better, {signs.count(-1)} worse "
 
 
 # ---------------------------------------------------------------- the command

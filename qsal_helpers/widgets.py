@@ -82,18 +82,16 @@ def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget
     return box
 
 
-def slider(label: str, value: float, low: float, high: float, step: float | None = None, unit: str = "") -> Any:
+def slider(label: str, value: float, low: float, high: float, step: float | None = None) -> Any:
     """Return a slider with a label and a readable value; whole numbers give an integer slider.
 
     Examples
     --------
     >>> slider("alpha", 2.0, 0.5, 6.0, step=0.25).value
     2.0
-    >>> slider("width", 4, 2, 8, unit="bits").description
-    'width (bits)'
     """
     options = {
-        "description": f"{label} ({unit})" if unit else label,
+        "description": label,
         "value": value,
         "min": low,
         "max": high,
