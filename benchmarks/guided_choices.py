@@ -11,7 +11,8 @@ ranking-mini``, and the same with ``fashion-mnist-mini``, ``statistics-mini`` an
 import argparse
 from pathlib import Path
 
-from qsal_helpers.study import GAINS, compare, load_records, main_records, with_gains
+from qsal_helpers.evidence import compare
+from qsal_helpers.study import GAINS, load_records, main_records, with_gains
 
 CHOICES = {
     "plain": {"objective": "plain"},

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ._random import seeded
 from .data import ImageData, Split
+from .evidence import holm
 from .guided import SaliencyGuided, mask_least_salient
 from .models import build_model
 from .quantization import quantize, quantize_uniform
@@ -1280,13 +1281,11 @@ def check_holm(student: Callable[[Tensor], Tensor]) -> bool:
 
     Examples
     --------
-    >>> from qsal_helpers.study import holm
+    >>> from qsal_helpers.evidence import holm
     >>> check_holm(lambda p: torch.tensor(holm(p.tolist()), dtype=p.dtype))
     my_holm: correct.
     True
     """
-    from .study import holm
-
     cases = ([0.5, 0.01, 0.04], [0.6, 0.7, 0.01], [0.03, 0.04, 0.02], [0.4, 0.3, 0.8, 0.001])
 
     def test() -> None:

@@ -20,6 +20,8 @@ import PIL.Image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .evidence import interval
+
 if TYPE_CHECKING:
     from .training import History
 
@@ -1057,9 +1059,6 @@ def draw_curves(ax: Any, curves: dict[str, np.ndarray], x: np.ndarray) -> None:
 
 def _half_interval(values: np.ndarray) -> float:
     """Return half the width of the 95 % interval of the mean of some numbers; NaN is left out."""
-    # Not at the top: it would import the whole package with every figure.
-    from .study import interval
-
     values = np.asarray(values, dtype=float)
     low, high = interval(values[np.isfinite(values)])
     return (high - low) / 2
@@ -1766,8 +1765,6 @@ def draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) ->
     >>> figure, axes = new_figure()
     >>> draw_against_bits(axes[0, 0], {"plain": {"fp32": [0.9, 0.91], "w2a2": [0.88, 0.87]}})
     """
-    from .study import interval
-
     precisions = list(dict.fromkeys(precision for values in series.values() for precision in values))
     beside = {precision: [name for name in series if precision in series[name]] for precision in precisions}
     apart = min(0.24, 0.84 / max(map(len, beside.values())))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qsal_helpers import plots
-from qsal_helpers.study import interval
+from qsal_helpers.evidence import interval
 
 # ---------------------------------------------------------------- saliency maps and their measures
 

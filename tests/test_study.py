@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import shlex
 import shutil
@@ -18,7 +17,6 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
 from qsal_helpers import metrics, study
@@ -31,10 +29,7 @@ from qsal_helpers.study import (
     RecordError,
     Run,
     agreement,
-    compare,
     execute,
-    holm,
-    interval,
     load_records,
     main_records,
     plan,
@@ -375,44 +370,6 @@ def test_a_gain_is_how_much_better_than_the_random_map_and_its_room_how_much_bet
     assert with_gains(records, "input_x_gradient", True)[GAINS].iloc[0].to_dict() == pytest.approx(shares)
 
 
-def test_the_interval_of_a_mean_is_that_of_scipy_and_covers_the_truth_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    samples = generator.normal(3.0, 2.0, (2000, 4))
-    intervals = np.array([interval(sample) for sample in samples])
-    covered = ((intervals[:, 0] < 3) & (intervals[:, 1] > 3)).mean()
-    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
-    expected = stats.t.interval(0.95, 3, samples[0].mean(), stats.sem(samples[0]))
-    assert np.allclose(intervals[0], expected)
-    assert all(math.isnan(end) for end in interval([1.0]))
-
-
-def test_a_comparison_pairs_runs_by_their_seeds_and_equals_the_paired_t_test():
-    a, b = [0.9, 0.8, 0.85, 0.95], [0.85, 0.79, 0.8, 0.97]
-    rows = [{"bits": 4, "seed": s, "accuracy": v} for s, v in enumerate(a)]
-    rows += [{"bits": 2, "seed": s, "accuracy": v} for s, v in reversed(list(enumerate(b)))]
-    rows += [{"bits": 2, "seed": 9, "accuracy": 0.1}]
-    found = compare(pd.DataFrame(rows), "accuracy", {"bits": 4}, {"bits": 2})
-    assert math.isclose(found["p"], stats.ttest_rel(a, b).pvalue) and found["seeds"] == 4
-    assert math.isclose(found["difference"], np.mean(np.subtract(a, b)))
-    assert np.allclose((found["low"], found["high"]), stats.ttest_rel(a, b).confidence_interval(0.95))
-
-
-def test_a_comparison_needs_two_seeds_for_a_verdict_and_one_run_a_seed():
-    frame = pd.DataFrame({"bits": [4, 2], "seed": [0, 0], "accuracy": [0.9, 0.8]})
-    found = compare(frame, "accuracy", {"bits": 4}, {"bits": 2})
-    assert math.isclose(found["difference"], 0.1) and math.isnan(found["p"]) and found["seeds"] == 1
-    with pytest.raises(ValueError, match="more than one run"):
-        compare(frame, "accuracy", {"seed": 0}, {"bits": 2})
-
-
-def test_the_same_difference_at_every_seed_tells_nothing_of_its_spread_and_has_no_p_value():
-    frame = pd.DataFrame({"bits": [4, 4, 2, 2], "seed": [0, 1, 0, 1], "accuracy": [0.75, 0.5, 0.5, 0.25]})
-    found = compare(frame, "accuracy", {"bits": 4}, {"bits": 2})
-    assert found["difference"] == 0.25 and math.isnan(found["p"])
-    frame["accuracy"] = [0.9, 0.8, 0.8, 0.7]  # equal but for the last binary digit
-    assert math.isnan(compare(frame, "accuracy", {"bits": 4}, {"bits": 2})["p"])
-
-
 def test_a_command_whose_run_fails_says_so_and_does_not_end_as_if_all_were_well(tmp_path, capsys):
     arguments = ["run", "--folder", str(tmp_path), "--data", "mnist", "--size", "500", "--epochs", "0"]
     with pytest.raises(SystemExit, match="1 of 1 runs failed; their records say why"):
@@ -471,14 +428,6 @@ def test_a_run_with_a_mistyped_field_is_refused_before_its_twin_is_trained(chang
     run = dataclasses.replace(TINY, **{"objective": "guided", "start": "twin", "distilled": True} | change)
     with pytest.raises(ValueError, match=f"{next(iter(change))}.*must be|reads like"):
         execute(run)
-
-
-def test_holms_correction_keeps_false_alarms_among_many_tests_at_the_level():
-    generator = np.random.default_rng(0)
-    alarms = np.mean([min(holm(generator.random(10))) < 0.05 for _ in range(2000)])
-    assert alarms < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
-    assert holm([0.5, 0.01, 0.04]) == [0.5, 0.03, 0.08]
-    assert holm([0.01, math.nan])[0] == 0.01 and math.isnan(holm([0.01, math.nan])[1])
 
 
 def test_maps_agree_fully_with_those_of_an_equal_network_and_only_plain_fp32_ones_are_references(done, tmp_path):

@@ -43,7 +43,8 @@ import torch
 
 from qsal_helpers import checks, load_data, plots, study, widgets
 from qsal_helpers.checkpoints import load_model
-from qsal_helpers.study import GAINS, PRECISIONS, chosen, compare, holm, interval, main_records, with_gains
+from qsal_helpers.evidence import chosen, compare, holm, interval
+from qsal_helpers.study import GAINS, PRECISIONS, main_records, with_gains
 
 SCALE = SCALE or os.environ.get("QSAL_SCALE", "class")
 FOLDER = Path("results/study")

@@ -592,7 +592,7 @@ ELSEWHERE = {
     "training.TrainingDiverged",
 }
 # Figures, sliders, graders and the study take what the functions above return; their tests hold them.
-OTHER_MODULES = {"plots", "widgets", "checks", "grading", "study", "datasets", "_arguments", "_random"}
+OTHER_MODULES = {"plots", "widgets", "checks", "grading", "study", "evidence", "datasets", "_arguments", "_random"}
 
 
 # ---------------------------------------------------------------- the sweep
