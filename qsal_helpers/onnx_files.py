@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,7 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
     # A step that is called like a tensor of the writer's own gets a dot in front, with which no module's name begins.
     apart = lambda name: f".{name}" if _OWN_NAMES.fullmatch(name) else name
     steps = [replace(s, name=apart(s.name), inputs=tuple(map(apart, s.inputs))) for s in fold(model, data)]
+    steps = _pool_before_rounding(steps, integer_inputs(steps) if storage == "int8" else ())
     writer = _Writer(storage, steps)
     for step in steps:
         writer.add(step)
@@ -398,6 +400,30 @@ class _Writer:
             self.node("Slice", [tensor, *names, axes, self.constant(f"{name}.steps", columns[2])], name)
         if scale is not None:
             self.integers[name] = (name, scale)
+
+
+def _pool_before_rounding(steps: list[Step], integer_layers: Container[str]) -> list[Step]:
+    """Return the steps with a max-pooling in front of the PACT that it alone reads, where that PACT rounds floats.
+
+    Rounding keeps the order of numbers, so the results are the same. But in onnxruntime 1.31 pooling floats is several
+    times as fast as pooling 8-bit integers, and fewer numbers are left to round. Behind one of `integer_layers` the
+    rounding stays where it is, because without it no integer kernel is used.
+    """
+    readers = Counter(name for step in steps for name in step.inputs)
+    pacts = {step.name for step in steps if step.kind == "pact" and step.inputs[0] not in integer_layers}
+    pools = {
+        s.inputs[0]: s for s in steps if s.kind == "max_pool" and s.inputs[0] in pacts and readers[s.inputs[0]] == 1
+    }
+    moved, done = [], {pool.name for pool in pools.values()}
+    for step in steps:
+        if step.name in pools:
+            pool = pools[step.name]
+            # The names change places, too: who read the pooled numbers now reads the rounded ones.
+            moved.append(replace(pool, name=step.name, inputs=step.inputs))
+            moved.append(replace(step, name=pool.name, inputs=(step.name,), shape=pool.shape))
+        elif step.name not in done:
+            moved.append(step)
+    return moved
 
 
 def _int32_bias(

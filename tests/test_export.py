@@ -536,6 +536,35 @@ def test_int8_containers_run_on_integer_kernels(vgg_files, tmp_path):
     assert kinds.count("QLinearConv") == 5
 
 
+@pytest.mark.parametrize(("storage", "pooled"), [("packed", ["Conv", "Conv"]), ("int8", ["Conv", "Clip"])])
+def test_what_a_float_layer_computed_is_pooled_before_it_is_rounded(storage, pooled, tmp_path):
+    graph = onnx.load(
+        save_onnx(quantize(build_model("lenet5"), "w2a2"), tmp_path / "net.onnx", random_data(1, 28), storage)
+    ).graph
+    made_by = {output: node.op_type for node in graph.node for output in node.output}
+    assert [made_by[node.input[0]] for node in graph.node if node.op_type == "MaxPool"] == pooled
+
+
+class PooledAndPassedOn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.pool = nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 1, 1)
+        self.fc = nn.Linear(3 * 36, 4)
+
+    def forward(self, x):
+        x = self.relu(self.conv(x))
+        return self.fc((self.pool(x) + x).flatten(1))
+
+
+def test_what_others_read_too_is_rounded_before_it_is_pooled(tmp_path):
+    data, model = random_data(1, 6), stirred(quantize(PooledAndPassedOn(), "w4a4"))
+    session = onnx_session(save_onnx(model, tmp_path / "net.onnx", data, "packed"))
+    with torch.no_grad():
+        wanted = model(data.normalise(data.test.images)).numpy()
+    found = session.run(None, {"image": data.test.images.numpy()})[0]
+    assert np.allclose(found, wanted, atol=1e-4)
+
+
 def test_weights_are_stored_in_their_own_bits(vgg_files):
     proto = onnx.load(vgg_files["w2a2", "packed"])
     types = {t.name: onnx.TensorProto.DataType.Name(t.data_type) for t in proto.graph.initializer}
