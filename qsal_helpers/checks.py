@@ -1,7 +1,7 @@
 """Graders for the exercises: each says in words what is wrong, and shows it as a small table or picture.
 
 A check never raises, whatever the student's function does: it returns True when the exercise is solved and False
-otherwise, and prints one paragraph. A stub that was left alone (it returns None or ``...``) is "not done yet".
+otherwise, and prints one paragraph. A stub that was left alone is "not done yet".
 
 ``python -m qsal_helpers.checks notebook.ipynb`` grades a whole notebook; see `qsal_helpers.grading`.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dis
 import functools
 import math
 import reprlib
@@ -18,6 +19,7 @@ import textwrap
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,23 +62,27 @@ class _Wrong(Exception):
 
 
 class _NotDone(Exception):
-    """The stub was left alone."""
+    """Nothing was returned, as by a stub that was left alone."""
 
 
-def grade(exercise: str, test: Callable[[], None], hint: str, shown: str = "") -> bool:
-    """Run `test`, which raises `_Wrong` or `_NotDone`, and tell the student the outcome.
+# All that Python does in a function without a body, or with nothing but a constant in it.
+_OF_A_STUB = {"RESUME", "NOP", "LOAD_CONST", "POP_TOP", "RETURN_CONST", "RETURN_VALUE"}
+
+
+def grade(exercise: str, student: Callable | None, test: Callable[[], None], hint: str, shown: str = "") -> bool:
+    """Run `test` of the function `student`, which raises `_Wrong` or `_NotDone`, and tell the student the outcome.
 
     A wrong answer gets the hint, and the table `shown` unless `test` made one of its own.
 
     Examples
     --------
-    >>> grade("add", lambda: None, hint="try +")
+    >>> grade("add", None, lambda: None, hint="try +")
     add: correct.
     True
     """
     picture = None
     try:
-        _within_time(test)
+        _within_time(functools.partial(_run, test, student))
     except _NotDone:
         outcome = Outcome(exercise, "not yet")
         said = "not done yet. The lesson goes on with the package's version."
@@ -95,6 +101,15 @@ def grade(exercise: str, test: Callable[[], None], hint: str, shown: str = "") -
     if picture and "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
         sys.modules["IPython"].display.display(picture())
     return outcome.state == "done"
+
+
+def _run(test: Callable[[], None], student: Callable | None) -> None:
+    try:
+        test()
+    except _NotDone:
+        if isinstance(student, types.FunctionType) and {i.opname for i in dis.get_instructions(student)} - _OF_A_STUB:
+            raise _Wrong("Your function returned nothing: does its last line begin with return?") from None
+        raise
 
 
 @contextlib.contextmanager
@@ -257,12 +272,14 @@ def check_number_of_levels(student: Callable[[int], int]) -> bool:
                 raise _Wrong(f"{says} Each further bit doubles the count; it does not add 2 to it.")
             if answer == bits**2:
                 raise _Wrong(f"{says} You took bits to the power of 2; it is the other way round.")
+            if answer == 2 ^ bits:
+                raise _Wrong(f'{says} In Python ^ is not "to the power of"; write **.')
             if answer == 2**bits - 1:
                 raise _Wrong(f"{says} One is missing: 1 bit can be 0 or 1, which are two numbers.")
             raise _Wrong(f"{says} Count by hand: 1 bit can be 0 or 1; 2 bits can be 00, 01, 10 or 11.")
 
     words = table(["bits", "words"], [[b, " ".join(f"{i:0{b}b}" for i in range(2**b))] for b in (1, 2, 3)])
-    return grade("number_of_levels", test, "Write down all the words of 1, 2 and 3 bits, and count.", words)
+    return grade("number_of_levels", student, test, "Write down all the words of 1, 2 and 3 bits, and count.", words)
 
 
 def check_agreement(student: Callable[[Tensor, Tensor], float]) -> bool:
@@ -298,7 +315,7 @@ def check_agreement(student: Callable[[Tensor, Tensor], float]) -> bool:
     rows = [[*row, "yes" if row[2] == row[3] else "no"] for row in classes]
     shown = table(["outputs_a", "outputs_b", "class a", "class b", "same"], rows)
     hint = "argmax(1) gives the class of each row; == compares; .float().mean() averages."
-    return grade("agreement", test, hint, shown)
+    return grade("agreement", student, test, hint, shown)
 
 
 # ---------------------------------------------------------------- lesson 01
@@ -316,7 +333,7 @@ def check_quantizer(student: Callable[[Tensor, int, float, float], Tensor]) -> b
     x = torch.linspace(-1.357, 2.443, 39)  # no value half-way between two levels, where a hair decides
 
     def test() -> None:
-        for bits, low, high in ((2, 0.0, 1.0), (2, -1.0, 2.0), (3, -0.5, 1.5)):
+        for bits, low, high in ((2, 0.0, 1.0), (3, -0.5, 1.5), (2, -1.0, 2.0)):
             wanted = quantize_uniform(x, bits, low, high)
             answer = expect_tensor(student(x.clone(), bits, low, high), wanted, "the quantized value").detach().float()
             if torch.allclose(answer, wanted, atol=1e-5):
@@ -327,7 +344,7 @@ def check_quantizer(student: Callable[[Tensor, int, float, float], Tensor]) -> b
                 expect_close(answer, wanted, at=x, what="the quantized value")
 
     hint = "clip to [low, high]; subtract low and divide by the step; round; multiply by the step and add low."
-    return grade("my_quantize", test, hint)
+    return grade("my_quantize", student, test, hint)
 
 
 def _showing_staircase(x: Tensor, answer: Tensor, wanted: Tensor) -> contextlib.AbstractContextManager[None]:
@@ -360,6 +377,11 @@ def _name_the_fault_of_a_grid(case: str, x: Tensor, answer: Tensor, bits: int, l
         raise _Wrong(f"{case} your levels are counted from 0: subtract low before you round, and add it after.")
     if bool((answer > high + 1e-4).any() or (answer < low - 1e-4).any()):
         raise _Wrong(f"{case} some values lie outside the range from low to high: clip before you round.")
+    if levels < 2**bits:
+        raise _Wrong(
+            f"{case} there are only {levels} levels; {bits} bits name {2**bits}. (In Python 2**bits is a power; 2^bits "
+            "is something else.)"
+        )
     if levels == 2**bits + 1:
         raise _Wrong(f"{case} there are {levels} levels, one more than {bits} bits can name: n levels have n - 1 gaps.")
     if bool(inside.any()) and float((answer - x)[inside].abs().max()) > 0.75 * step:
@@ -379,7 +401,7 @@ def check_bits_needed(student: Callable[[float], int]) -> bool:
     """
 
     def test() -> None:
-        for decibels in (5.0, 10.0, 16.0, 17.5, 20.0, 24.0, 40.0, 48.0):
+        for decibels in (20.0, 5.0, 10.0, 16.0, 17.5, 24.0, 40.0, 48.0):  # at 20 dB the usual mistakes differ
             wanted = next(bits for bits in range(1, 20) if 20 * math.log10(2**bits - 1) >= decibels)
             answer = expect_number(student(decibels), "The number of bits")
             if answer == wanted:
@@ -403,7 +425,7 @@ def check_bits_needed(student: Callable[[float], int]) -> bool:
 
     hint = "the ratio of b bits is 20 * log10(2**b - 1); try b = 1, 2, 3, ... in a loop."
     shown = table(["bits", "dB"], [[bits, 20 * math.log10(2**bits - 1)] for bits in (2, 3, 4)])
-    return grade("bits_needed", test, hint, shown)
+    return grade("bits_needed", student, test, hint, shown)
 
 
 def check_best_clip(student: Callable[[Tensor, int], float]) -> bool:
@@ -449,7 +471,7 @@ def check_best_clip(student: Callable[[Tensor, int], float]) -> bool:
                 raise _Wrong(f"{says} That is too {side}: its error is {times:.2f} times the least one, at {best:.3g}.")
 
     hint = "try a hundred clips from a hundredth of the largest |w| up to all of it, and keep the one of least error."
-    return grade("best_clip", test, hint)
+    return grade("best_clip", student, test, hint)
 
 
 def _picture_of_clips(w: Tensor, bits: int, answer: float) -> Picture:
@@ -501,7 +523,7 @@ def check_round_ste(student: Callable[[Tensor], Tensor]) -> bool:
             expect_close(gradient, upstream, at=at, what="the gradient")
 
     hint = "x + (something).detach(): the value of the sum must be x.round(), and only x carries a gradient."
-    return grade("my_round", test, hint)
+    return grade("my_round", student, test, hint)
 
 
 # ---------------------------------------------------------------- lesson 02
@@ -538,7 +560,7 @@ def check_pact(student: Callable[[Tensor, float, int], Tensor]) -> bool:
                 expect_close(answer, wanted, at=x, what="the activation")
 
     hint = "clip x to [0, alpha]; the step is alpha / (2**bits - 1); divide by it, round, multiply by it."
-    return grade("my_pact", test, hint)
+    return grade("my_pact", student, test, hint)
 
 
 def check_alpha_gradient(student: Callable[[Tensor, float, Tensor], Tensor]) -> bool:
@@ -582,7 +604,7 @@ def check_alpha_gradient(student: Callable[[Tensor, float, Tensor], Tensor]) -> 
                 raise _Wrong(f"{says} {reason}".rstrip())
 
     hint = "which inputs have x >= alpha? Add up grad there."
-    return grade("alpha_gradient", test, hint)
+    return grade("alpha_gradient", student, test, hint)
 
 
 def check_steps_to_shrink(student: Callable[[float, float, float, float], float]) -> bool:
@@ -618,7 +640,7 @@ def check_steps_to_shrink(student: Callable[[float, float, float, float], float]
 
     hint = "after n steps alpha is about start * exp(-10 * lr * decay * n): set it to end and solve for n."
     shown = table(["steps", "alpha"], [[n, 10 * math.exp(-10 * 0.05 * 5e-4 * n)] for n in range(0, 10_001, 2500)])
-    return grade("steps_to_shrink", test, hint, f"    Starting at 10 with lr=0.05 and decay=0.0005:\n{shown}")
+    return grade("steps_to_shrink", student, test, hint, f"    Starting at 10 with lr=0.05 and decay=0.0005:\n{shown}")
 
 
 # ---------------------------------------------------------------- lesson 03
@@ -677,7 +699,7 @@ def check_gradient_map(student: Callable[[nn.Module, Tensor, Tensor], Tensor]) -
         "x = x.clone().requires_grad_(); score = model(x).gather(1, target[:, None]).sum(); "
         "torch.autograd.grad(score, x)[0]; then .abs().sum(1)."
     )
-    return grade("gradient_map", test, hint)
+    return grade("gradient_map", student, test, hint)
 
 
 def check_integrated_gradients(student: Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]) -> bool:
@@ -748,7 +770,7 @@ def check_integrated_gradients(student: Callable[[nn.Module, Tensor, Tensor, Ten
         "for each k: point = (baseline + (k + 0.5) / steps * (x - baseline)).requires_grad_(); add up the gradients of "
         "the target's logit."
     )
-    return grade("my_integrated_gradients", test, hint)
+    return grade("my_integrated_gradients", student, test, hint)
 
 
 def check_foreground_share(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
@@ -781,7 +803,9 @@ def check_foreground_share(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
         _name_the_fault("There is one number a map, but", answer, wanted, faults)
         expect_close(answer, wanted, at=total, what="the share")
 
-    return grade("foreground_share", test, "maps * mask is 0 off the object; sum it over rows and columns; divide.")
+    return grade(
+        "foreground_share", student, test, "maps * mask is 0 off the object; sum it over rows and columns; divide."
+    )
 
 
 def _smooth_model_and_images() -> tuple[nn.Module, Tensor]:
@@ -865,7 +889,7 @@ def check_hide_pixels(student: Callable[[Tensor, Tensor, int, float], Tensor]) -
         expect_close(answer, wanted, at=wanted, what="the masked image")
 
     hint = "gradient.abs().flatten(1).argsort(1)[:, :k] are the places; scatter True there; then torch.where."
-    return grade("hide_pixels", test, hint)
+    return grade("hide_pixels", student, test, hint)
 
 
 def check_divergence(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
@@ -918,7 +942,9 @@ def check_divergence(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
     rounded = lambda values: [round(value, 2) for value in values]
     rows = zip(map(rounded, p.tolist()), map(rounded, q.tolist()), terms(logits, masked).sum(1).tolist(), strict=True)
     shown = table(["p", "q", "sum of p (log p - log q)"], list(rows))
-    return grade("divergence", test, "log_p = logits.log_softmax(1), log_q likewise; then p (log p - log q).", shown)
+    return grade(
+        "divergence", student, test, "log_p = logits.log_softmax(1), log_q likewise; then p (log p - log q).", shown
+    )
 
 
 def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float], Tensor]) -> bool:
@@ -994,7 +1020,7 @@ def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float
         "x = x.clone().requires_grad_(); the gradient of the cross-entropy at x (retain_graph=True); "
         'mask_least_salient with fill="mean"; model again; add up.'
     )
-    return grade("guided_loss", test, hint)
+    return grade("guided_loss", student, test, hint)
 
 
 def _check_learns_from_both_terms(
@@ -1060,7 +1086,9 @@ def check_plain_steps(student: Callable[[int, int, int], float]) -> bool:
             raise _Wrong(f"{says} {reason or 'Add up units: 1, 1 and 2 a pass; divide by the 3 of a plain step.'}")
 
     shown = table(["pass", "units"], [["forward", 1], ["to the input", 1], ["full backward", 2], ["a plain step", 3]])
-    return grade("plain_steps", test, "units = forward + to_input + 2 * full; a plain step has 1 + 2 of them.", shown)
+    return grade(
+        "plain_steps", student, test, "units = forward + to_input + 2 * full; a plain step has 1 + 2 of them.", shown
+    )
 
 
 # ---------------------------------------------------------------- lesson 05
@@ -1120,6 +1148,9 @@ def check_combined(student: Callable[..., nn.Module]) -> bool:
             "it was trained without guidance: hand SaliencyGuided(mask_ratio) to fit.": (0, 3, 2),
             "epochs does not arrive in fit, which then takes its default.": (0.75, 8, 2),
             "seed does not arrive in fit, which then takes its default, 0.": (0.75, 3, 0),
+            "neither epochs nor seed arrives in fit.": (0.75, 8, 0),
+            "neither mask_ratio nor seed arrives: hand them to SaliencyGuided and to fit.": (0.5, 3, 0),
+            "nothing arrives of mask_ratio, epochs and seed.": (0.5, 8, 0),
         }
         for sentence, (ratio, epochs, seed) in faults.items():
             if same(answer, trained(quantize(start, "w4a2"), ratio, epochs, seed)):
@@ -1129,7 +1160,7 @@ def check_combined(student: Callable[..., nn.Module]) -> bool:
         raise _Wrong("The bits are right, but the weights are not those of the three lines.")
 
     hint = "small = quantize(model, precision); fit(small, data, SaliencyGuided(mask_ratio), epochs=..., seed=...)."
-    return grade("combined", test, hint)
+    return grade("combined", student, test, hint)
 
 
 def check_pareto_front(student: Callable[[Tensor], Tensor]) -> bool:
@@ -1176,6 +1207,13 @@ def check_pareto_front(student: Callable[[Tensor], Tensor]) -> bool:
                     raise _Wrong(
                         f"{says} You keep the best of each column, and lose the good compromises between them."
                     )
+                above = scores[:, None] > scores[None]
+                if torch.equal(answer, ~above.any(-1).any(0)):
+                    raise _Wrong(f"{says} To beat a row, another must also be at least as good everywhere.")
+                if torch.equal(answer, ~above.all(-1).any(0)):
+                    raise _Wrong(
+                        f"{says} You ask for better everywhere. Better in one column and equal in others beats."
+                    )
                 if not answer.any():
                     raise _Wrong(f"{says} Every row is as good as itself: what beats must also be better somewhere.")
                 if answer.all():
@@ -1189,7 +1227,7 @@ def check_pareto_front(student: Callable[[Tensor], Tensor]) -> bool:
                 raise _Wrong(f"{says} Row {row} should go: row {by} is as good everywhere and better somewhere.")
 
     hint = "scores[:, None] >= scores[None] compares every row with every other; then .all(-1), .any(-1), .any(0)."
-    return grade("my_pareto_front", test, hint)
+    return grade("my_pareto_front", student, test, hint)
 
 
 # ---------------------------------------------------------------- lesson 06
@@ -1226,7 +1264,7 @@ def check_half_width(student: Callable[[Tensor, float], float]) -> bool:
             with _showing(table(["n", "s", "t", "yours", "should be"], [[n, s, t, answer, wanted]])):
                 _say_which(faults, answer, says, wanted)
 
-    return grade("half_width", test, "values.std() is s and len(values) is n; the formula stands above.")
+    return grade("half_width", student, test, "values.std() is s and len(values) is n; the formula stands above.")
 
 
 def _say_which(faults: dict[str, float], answer: float, says: str, wanted: float) -> None:
@@ -1273,7 +1311,7 @@ def check_paired_t(student: Callable[[Tensor, Tensor], float]) -> bool:
             with _showing(shown):
                 _say_which(faults, answer, says, wanted)
 
-    return grade("paired_t", test, "d = a - b; then its mean, divided by d.std() / sqrt(n).")
+    return grade("paired_t", student, test, "d = a - b; then its mean, divided by d.std() / sqrt(n).")
 
 
 def check_holm(student: Callable[[Tensor], Tensor]) -> bool:
@@ -1318,7 +1356,7 @@ def check_holm(student: Callable[[Tensor], Tensor]) -> bool:
                 raise _Wrong(f"For p = {numbers} your values are not Holm's.")
 
     hint = "sort; multiply by m, m - 1, ..., 1; cummax(0).values; clamp at 1; put back into the order given."
-    return grade("my_holm", test, hint)
+    return grade("my_holm", student, test, hint)
 
 
 # ---------------------------------------------------------------- lesson 07
@@ -1364,7 +1402,7 @@ def check_accumulator_bits(student: Callable[[int, int, int], int]) -> bool:
 
     hint = "the largest sum is M = weight * input * terms; b signed bits end at 2**(b - 1) - 1. Try b = 1, 2, 3, ..."
     shown = table(["bits", "largest number"], [[bits, f"{2 ** (bits - 1) - 1:,}"] for bits in (4, 8, 12, 16, 20)])
-    return grade("accumulator_bits", test, hint, shown)
+    return grade("accumulator_bits", student, test, hint, shown)
 
 
 def check_fold_batch_norm(
@@ -1433,10 +1471,10 @@ def check_fold_batch_norm(
             expect_close(new_bias, gain * (bias - mean) + beta, at=bias, what="the new bias")
 
     hint = (
-        "gain = bn.weight / torch.sqrt(bn.running_var + bn.eps), one a filter; the bias goes through the batch-norm: "
-        "gain * (bias - bn.running_mean) + bn.bias."
+        "gain = bn.weight / torch.sqrt(bn.running_var + bn.eps), one a filter; gain.view(-1, 1, 1, 1) multiplies each "
+        "filter by its own; the bias goes through the batch-norm: gain * (bias - bn.running_mean) + bn.bias."
     )
-    return grade("fold_batch_norm", test, hint)
+    return grade("fold_batch_norm", student, test, hint)
 
 
 def _convolution_and_batch_norm() -> tuple[Tensor, Tensor, nn.BatchNorm2d]:
@@ -1513,7 +1551,7 @@ def check_pack_four(student: Callable[[Tensor], Tensor]) -> bool:
             raise _Wrong(f"The numbers are right, but of type {answer.dtype}, more than a byte each: use torch.uint8.")
 
     hint = "codes & 3 gives the two lowest bits; << 2 moves them two places up; | or + puts the four parts together."
-    return grade("pack_four", test, hint)
+    return grade("pack_four", student, test, hint)
 
 
 if __name__ == "__main__":

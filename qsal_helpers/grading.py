@@ -265,7 +265,7 @@ def judge_here() -> None:
         namespace: dict[str, Any] = {"__name__": "__main__"}
         load = functools.partial(exec, code, namespace)
         # A student's code runs under the grader's time limit from its first line, imports and all.
-        if checks.grade(function, load, hint=""):
+        if checks.grade(function, None, load, hint=""):
             getattr(checks, GRADERS[function])(namespace.get(function))
         outcome = checks.OUTCOMES[-1]
         channel.write(json.dumps([function, outcome.state, outcome.message[:LONGEST_MESSAGE]]) + "\n")

@@ -522,6 +522,54 @@ def test_the_formula_of_the_lesson_is_accepted_however_it_is_written(name, answe
     assert grade(name, answer, capsys)[0]
 
 
+SLIPS = {
+    "2^bits levels": ("check_number_of_levels", lambda bits: 2 ^ bits, r"write \*\*"),
+    "low not added": (
+        "check_quantizer",
+        lambda x, bits, low, high: grid(x.clamp(low, high), 2**bits - 1, low, high, torch.round) - low,
+        "off by low",
+    ),
+    "bits - 1 gaps": (
+        "check_quantizer",
+        lambda x, bits, low, high: grid(x.clamp(low, high), bits - 1, low, high, torch.round),
+        "only 2 levels; 2 bits name 4",
+    ),
+    "bits rounded down": (
+        "check_bits_needed",
+        lambda decibels: int(math.log2(10 ** (decibels / 20) + 1)),
+        "round up, not to the nearest",
+    ),
+    "6.02 dB a bit": ("check_bits_needed", lambda decibels: math.ceil(decibels / 6.02), "too good for few bits"),
+    "fit without keywords": (
+        "check_combined",
+        lambda model, data, precision, ratio, epochs, seed: fit_guided(quantize(model, precision), data, ratio, 8, 0),
+        "neither epochs nor seed",
+    ),
+    "larger anywhere": (
+        "check_pareto_front",
+        lambda scores: ~(scores[:, None] > scores[None]).any(-1).any(0),
+        "at least as good everywhere",
+    ),
+    "larger everywhere": (
+        "check_pareto_front",
+        lambda scores: ~(scores[:, None] > scores[None]).all(-1).any(0),
+        "Better in one column and equal in others",
+    ),
+    "gain without a view": (
+        "check_fold_batch_norm",
+        lambda weight, bias, bn: (weight * bn.weight, bias),
+        r"view\(-1, 1, 1, 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_likely_slip_is_called_by_its_name(slip, capsys):
+    name, answer, words = SLIPS[slip]
+    verdict, said = grade(name, answer, capsys)
+    assert not verdict and re.search(words, " ".join(said.split()), re.IGNORECASE)
+
+
 def test_pact_without_its_clip_is_not_mistaken_for_the_number_of_the_level(capsys):
     answer = lambda x, alpha, bits: torch.round(x.clamp(min=0) * (2**bits - 1) / alpha) * alpha / (2**bits - 1)
     verdict, said = grade("check_pact", answer, capsys)
@@ -538,10 +586,22 @@ def test_two_matrices_stand_beside_each_other_at_the_place_that_is_furthest_off(
 
 
 @each_grader
-@pytest.mark.parametrize("nothing", [None, ...])
-def test_a_stub_left_alone_is_not_done_yet(name, nothing, capsys):
-    verdict, said = grade(name, lambda *_: nothing, capsys)
+@pytest.mark.parametrize("stub", [lambda *_: None, lambda *_: ...], ids=["empty", "dots"])
+def test_a_stub_left_alone_is_not_done_yet(name, stub, capsys):
+    verdict, said = grade(name, stub, capsys)
     assert not verdict and "not done yet" in said
+
+
+@each_grader
+def test_a_forgotten_return_is_called_by_its_name(name, capsys):
+    lesson, function, _ = GRADERS[name]
+    right = solution(lesson, function)
+
+    def answer(*arguments):
+        right(*arguments)
+
+    verdict, said = grade(name, answer, capsys)
+    assert not verdict and "does its last line begin with return?" in " ".join(said.split())
 
 
 @each_grader

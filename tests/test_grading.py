@@ -101,11 +101,11 @@ MISBEHAVES = {
     "01": {
         "my_quantize": ("wrong", "def my_quantize(*_):\n    while True:\n        pass"),
         "best_clip": ("error", "import os\ndef best_clip(*_):\n    os._exit(0)"),
-        "my_round": ("not yet", "def my_round(*_):\n    for _ in range(10**5):\n        print('done' * 100)"),
+        "my_round": ("wrong", "def my_round(*_):\n    for _ in range(10**5):\n        print('done' * 100)"),
     },
     "04": {
         "divergence": ("wrong", "import sys\ndef divergence(*_):\n    sys.exit(0)"),
-        "hide_pixels": ("not yet", 'def hide_pixels(*_):\n    print(\'["hide_pixels", "done", ""]\', flush=True)'),
+        "hide_pixels": ("wrong", 'def hide_pixels(*_):\n    print(\'["hide_pixels", "done", ""]\', flush=True)'),
         "guided_loss": ("error", "class E(Exception):\n    __str__ = None\ndef guided_loss(*_):\n    raise E"),
     },
 }
