@@ -346,7 +346,7 @@ def draw_prediction(ax: Any, probabilities: np.ndarray, class_names: Sequence[st
 
 
 def draw_levels(ax: Any, levels: np.ndarray) -> None:
-    """Draw the levels of a grid as vertical lines over the whole height; none if there are more than 64.
+    """Draw the levels of a grid as vertical lines over the whole height; of more than 64 only the two ends.
 
     Examples
     --------
@@ -354,10 +354,10 @@ def draw_levels(ax: Any, levels: np.ndarray) -> None:
     >>> draw_levels(axes[0, 0], np.array([-1.0, 0.0, 1.0]))
     """
     levels = np.unique(levels)
-    if len(levels) <= 64:
-        # One collection of lines is drawn several times faster than one line object a level.
-        heights = ax.get_xaxis_transform()
-        ax.vlines(levels, 0, 1, color=COLOURS["w2a2"], linewidth=1, alpha=0.8, transform=heights, label="levels")
+    drawn, label = (levels, "levels") if len(levels) <= 64 else (levels[[0, -1]], "ends of the levels")
+    # One collection of lines is drawn several times faster than one line object a level.
+    heights = ax.get_xaxis_transform()
+    ax.vlines(drawn, 0, 1, color=COLOURS["w2a2"], linewidth=1, alpha=0.8, transform=heights, label=label)
 
 
 @styled
@@ -477,8 +477,11 @@ def plot_rounding(x: np.ndarray, quantized: np.ndarray) -> Picture:
     stairs.plot(x, quantized, color=COLOURS["w2a2"], linewidth=2, label="quantized")
     stairs.set(title="Value in, level out", xlabel="value", ylabel="quantized value")
     stairs.legend()
+    levels = np.unique(quantized)
+    if len(levels) <= 8:
+        stairs.set_yticks(levels, [f"{level:.3g}" for level in levels])
     saw.plot(x, np.subtract(quantized, x), color=COLOURS["w2a2"], linewidth=2)
-    saw.set(title="What rounding changes", xlabel="value", ylabel="quantized value - value")
+    saw.set(title="The error", xlabel="value", ylabel="quantized value - value")
     return figure
 
 
@@ -552,7 +555,9 @@ def plot_clipping(
     return figure
 
 
-def draw_errors(ax: Any, clips: np.ndarray, rounding: np.ndarray, clipping: np.ndarray, clip: float) -> None:
+def draw_errors(
+    ax: Any, clips: np.ndarray, rounding: np.ndarray, clipping: np.ndarray, clip: float, name: str = "clip"
+) -> None:
     """Draw the mean squared errors of rounding and clipping over the clip, a star at the least sum, a line at `clip`.
 
     Examples
@@ -566,9 +571,9 @@ def draw_errors(ax: Any, clips: np.ndarray, rounding: np.ndarray, clipping: np.n
     ax.plot(clips, clipping, ":", color=COLOURS["accent"], linewidth=2, label="clipping")
     ax.plot(clips, total, color="black", linewidth=2, label="both")
     best = int(np.argmin(total))
-    ax.plot(clips[best], total[best], "*", color="black", markersize=14, label=f"best clip {clips[best]:.2f}")
+    ax.plot(clips[best], total[best], "*", color="black", markersize=14, label=f"best {name} {clips[best]:.2f}")
     ax.axvline(clip, color=COLOURS["w2a2"], linewidth=1.5)
-    ax.set(xlabel="clip", ylabel="mean squared error", ylim=(0, max(6 * total[best], 1.1 * total[-1])))
+    ax.set(xlabel=name, ylabel="mean squared error", ylim=(0, max(6 * total[best], 1.1 * total[-1])))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=10)
 
 
@@ -668,7 +673,8 @@ def plot_bits(w: np.ndarray, quantized: np.ndarray, bits: int, accuracies: dict[
 
     Parameters
     ----------
-    w, quantized : a layer's weights before and after, of the same shape.
+    w, quantized : a layer's weights before and after, of the same shape; the grid reaches to the largest weight and
+        has a zero, so it has ``2**bits - 1`` levels.
     accuracies : every bit width -> fraction correct of the whole network.
 
     Examples
@@ -677,8 +683,9 @@ def plot_bits(w: np.ndarray, quantized: np.ndarray, bits: int, accuracies: dict[
     >>> figure = plot_bits(w, w.round(), 2, {2: 0.3, 3: 0.8})
     """
     figure, axes = new_figure(1, 3)
-    draw_weights(axes[0, 0], w, quantized)
-    axes[0, 0].set_title(f"{bits} bits: {len(np.unique(quantized))} levels in use")
+    largest, levels = float(np.abs(quantized).max()), 2**bits - 1
+    draw_weights(axes[0, 0], w, np.linspace(-largest, largest, levels))
+    axes[0, 0].set_title(f"{bits} bits: {len(np.unique(quantized))} of {levels} levels in use", fontsize=13)
     error = np.ravel(np.subtract(quantized, w))
     widest = float(np.abs(w).max()) / 2
     axes[0, 1].hist(error, bins=81, range=(-widest, widest), histtype="stepfilled", color=COLOURS["accent"])
@@ -836,12 +843,14 @@ def plot_pact(
     step = alpha / (2**bits - 1)
     function.plot(line, line.clip(0), "--", color=COLOURS["random"], linewidth=1.5, label="ReLU")
     function.plot(line, np.round(line.clip(0, alpha) / step) * step, color=COLOURS["w2a2"], label="PACT")
-    function.set(title=f"PACT, {bits} bits, alpha {alpha:.2f}", xlabel="input x", ylabel="output", ylim=(None, top))
+    room = (-0.05 * top, 1.06 * top)
+    function.set(title=f"PACT, {bits} bits, alpha {alpha:.2f}", xlabel="input x", ylabel="output", ylim=room)
     function.legend(loc="upper left")
     draw_activations(counts, x, bits, alpha)
-    counts.set(title=f"{np.mean(x > alpha):.1%} clipped", xlim=(0, None))
-    draw_errors(errors, alphas, rounding, clipping, alpha)
-    errors.set(title=f"Error at {bits} bits", xlabel="alpha")
+    counts.set(title=f"{np.mean(x[x > 0] > alpha):.1%} of the positive clipped", xlim=(-0.02 * float(x.max()), None))
+    counts.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=10)
+    draw_errors(errors, alphas, rounding, clipping, alpha, name="alpha")
+    errors.set(title=f"Error at {bits} bits")
     return figure
 
 
@@ -886,7 +895,7 @@ def plot_alphas(paths: dict[str, tuple[Sequence[float], Sequence[float]]], title
     figure, axes = new_figure()
     ax = axes[0, 0]
     for i, (name, (times, alphas)) in enumerate(paths.items()):
-        colour = matplotlib.colormaps["viridis"](0.9 * i / max(1, len(paths) - 1))
+        colour = PALETTE[("black", "blue", "vermilion", "green", "purple")[i % 5]]
         ax.plot(times, alphas, "osD^v"[i % 5] + "-", markersize=4, color=colour, label=name)
     ax.set(title=title, xlabel=xlabel, ylabel="alpha", ylim=(0, None))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -1626,7 +1635,7 @@ def pareto_front(scores: np.ndarray) -> np.ndarray:
 
 @styled
 def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xlabel: str, title: str = "") -> Picture:
-    """Return networks by size and by what they are good for; a line joins those that no other one beats.
+    """Return networks by size and by what they are good for; rings and a line mark those that no other one beats.
 
     Filled points are guided, hollow ones are not; those "from its twin" are diamonds, those of another "ratio" squares.
     The first word of a name sets the colour.
@@ -1647,6 +1656,8 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
         front = points[pareto_front(points * [-1, 1])]
         front = front[front[:, 0].argsort()]
         ax.step(front[:, 0], front[:, 1], where="post", color=COLOURS["random"], linewidth=1.5, zorder=0)
+        rings = {"markerfacecolor": "none", "markeredgecolor": "black", "markersize": 16}
+        ax.plot(front[:, 0], front[:, 1], "o", zorder=0, label="beaten by none", **rings)
         for (name, (x, y)), style in zip(zip(values, points, strict=True), series_styles(list(values)), strict=True):
             face = style["color"] if "guided" in name else "white"
             marker = "D" if "from its twin" in name else "s" if "ratio" in name else "o"

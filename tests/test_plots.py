@@ -214,14 +214,15 @@ def test_equal_rows_stay_on_the_pareto_front_together():
     assert plots.pareto_front(np.array([[1, 1], [1, 1], [0, 1]])).tolist() == [True, True, False]
 
 
-def test_the_line_of_a_pareto_figure_joins_the_front_and_each_kind_of_training_has_its_mark():
+def test_a_pareto_figure_rings_and_joins_the_front_and_each_kind_of_training_has_its_mark():
     values = {"fp32": 0.9, "fp32 twin": 0.8, "w2a2": 0.7, "w4a4 guided": 0.85, "w2a2 from its twin": 0.75}
     sizes = {"fp32": 9, "fp32 twin": 9, "w2a2": 2, "w4a4 guided": 4, "w2a2 from its twin": 2}
     values, sizes = values | {"w2a2 guided, ratio 0.75": 0.6}, sizes | {"w2a2 guided, ratio 0.75": 2}
     ax = plots.plot_pareto(sizes, {"accuracy": values}, "kB").axes[0]
-    assert ax.lines[0].get_xydata().tolist() == [[2, 0.75], [4, 0.85], [9, 0.9]]
-    assert [line.get_markerfacecolor() == "white" for line in ax.lines[1:]] == [True, True, True, False, True, False]
-    assert [line.get_marker() for line in ax.lines[1:]] == ["o", "o", "o", "o", "D", "s"]
+    line, rings, *marks = ax.lines
+    assert line.get_xydata().tolist() == rings.get_xydata().tolist() == [[2, 0.75], [4, 0.85], [9, 0.9]]
+    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [True, True, True, False, True, False]
+    assert [mark.get_marker() for mark in marks] == ["o", "o", "o", "o", "D", "s"]
 
 
 def test_effects_show_the_mean_its_interval_and_the_noise_floor():

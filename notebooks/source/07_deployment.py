@@ -282,7 +282,8 @@ print("differing from round(sum * ratio):", (in_integers != np.rint(sums * ratio
 
 # %% [markdown]
 # So nothing between two layers needs floats. Does the whole network agree? We compare the integers behind every PACT
-# with those of the fake-quantized network, for 100 images.
+# with those of the fake-quantized network, for 100 images. (Our integer network takes wider $m$, up to about 50 bits,
+# because NumPy has integers of 64 bits. A chip would take 31.)
 
 
 # %%
@@ -383,15 +384,16 @@ def one_half_only(step):
     return dataclasses.replace(step, rounding=2 ** (step.shift - 1))
 
 
-without_rests = dataclasses.replace(net, steps=tuple(map(one_half_only, net.steps)))
-for name, found in without_rests.values(data.test.images[:100]).items():
-    if name.startswith("relu"):
-        print(f"{name}: {(found != whole[name]).mean():.1%} of the activations differ")
+for without in (("relu1", "relu2", "relu3", "relu4"), ("relu4",)):
+    steps = tuple(one_half_only(step) if step.name in without else step for step in net.steps)
+    found = dataclasses.replace(net, steps=steps).values(data.test.images[:100])
+    differ = [f"{name} {(found[name] != whole[name]).mean():.1%}" for name in ("relu1", "relu2", "relu3", "relu4")]
+    print(f"without the rests of {', '.join(without)}: activations that differ: {', '.join(differ)}")
 
 # %% [markdown]
-# It is worth it. The damage grows from layer to layer, and behind `relu4` many activations differ. That layer has 8
-# bits: its levels lie so close together that half a step of the accumulator is a good part of the way from one to the
-# next.
+# It is worth it, and the damage grows from layer to layer. The second line tells why: `relu4`'s own rests change few of
+# its activations. Most of the harm comes from before. Each sum of `fc1` has 2,352 inputs. When a few in a hundred of
+# them are off by a level, hardly any sum stays what it was, and the 8 bits of `relu4` are fine enough to show it.
 #
 # One layer in the middle of the 2-bit network, whole:
 #
@@ -404,8 +406,8 @@ for name, found in without_rests.values(data.test.images[:100]).items():
 # %% [markdown]
 # ## Four weights in a byte
 #
-# The smallest thing that a computer's memory can name is a byte, 8 bits. Many "2-bit" networks on the web are files in
-# which each weight fills a byte, or even four. The file never shrank. To gain anything we have to **pack**.
+# The smallest thing that a computer's memory can name is a byte, 8 bits. A 2-bit network whose weights fill a byte each
+# is no smaller than an 8-bit one. To gain anything we have to **pack**.
 #
 # Two bits name four numbers. Signed numbers are usually written in **two's complement**: the highest bit counts
 # negative. At 2 bits it counts −2 and the other one +1, so 00, 01, 10, 11 mean 0, 1, −2, −1.
@@ -467,8 +469,9 @@ print("the file there: ", content[start : start + 12].hex(" "))
 print("what we packed: ", packed[:12].tobytes().hex(" "))
 
 # %% [markdown]
-# They are there, in one piece. And what is the rest? We ask `onnx` for all numbers in the file, and look for each of
-# them.
+# They are there, in one piece. (Each byte is written here with two *hexadecimal* digits, one for four bits: 0 to 9, and
+# a to f for 10 to 15.) And what is the rest? We ask `onnx` for the numbers in the file, and look for the weights of each
+# layer.
 
 # %%
 tensors = {tensor.name: tensor.raw_data for tensor in onnx.load(path).graph.initializer}
@@ -479,7 +482,7 @@ plots.plot_file(parts, len(content))
 # %%
 other = len(content) - sum(map(len, weights.values()))
 floats = sum(len(raw) for name, raw in tensors.items() if "integers" not in name)
-print(f"not weights: {other:,} bytes, of them biases, scales and zero points {floats:,}; the rest: names, operations")
+print(f"not weights: {other:,} bytes, of them biases, scales and other numbers {floats:,}; the rest: names, operations")
 print(f"float weights would take {4 * sum(layer['parameters'] for layer in describe(two)):,} bytes")
 
 # %% [markdown]
@@ -513,12 +516,14 @@ with torch.no_grad():
 # %% [markdown]
 # What is the option for? Without it, onnxruntime may turn a float layer between two quantized ones into an integer
 # layer by itself, and then rounds its bias to a coarse grid. With few bits that changes answers. `onnx_session` sets
-# it for you.
+# it for packed and float files. For the int8 files below it must stay off: their biases are whole numbers already, and
+# it would keep onnxruntime from its integer routines.
 #
 # There are two ways to store low-bit weights:
 #
 # - "packed": each in its own bits, two or four to a byte. onnxruntime unpacks them and computes in float32.
-# - "int8": each in a byte of its own. onnxruntime has fast routines for 8-bit integers, with 32-bit integer biases.
+# - "int8": each in a byte of its own. onnxruntime has fast routines for 8-bit integers, with 32-bit integer biases. The
+#   first layer stays in float, because it reads the normalised image. Only `to_integer` does without any float.
 #
 # Do torch, the integers and both files agree, on all test images? The first number counts images of the same class.
 # The second counts images for which all ten logits agree within one unit: one step of the last accumulator, in which
@@ -671,7 +676,7 @@ table("vgg_small")
 #   its bits.
 # - **ms** is this machine, this version of onnxruntime, one thread. Compare rows, not with other machines. "int8" is
 #   what its routines are made for, so all bit widths in int8 take about the same time. "packed" is unpacked to floats
-#   first: small files, and no gain in time.
+#   once, when the session opens: small files, and no gain in time.
 # - **peak memory** is that of the whole process above onnxruntime's own. It holds weights, activations and working
 #   space; packed weights are unpacked in memory, so there it does not follow the bits. NaN: this system does not tell.
 # - **accuracy** is on the test images, of one training.
@@ -719,9 +724,9 @@ def estimates(model):
 pd.DataFrame({name: estimates(models[name]) for name in ("fp32", "w8a8", "w4a4", "w2a2")}).T
 
 # %% [markdown]
-# Set the first column beside the milliseconds: the estimate falls from 8 bits to 2, the time in int8 does not. What
-# onnxruntime calls for the operations in our files computes in 8 bits. (It has a matrix product that reads 2-bit
-# weights, MatMulNBits. That one computes in 8 bits or in floats, too.)
+# Set the first column beside the milliseconds: the estimate falls from 8 bits to 2, the time in int8 does not. In our
+# packed files everything is computed in float32, in the int8 files in 8 bits but for the first layer. (onnxruntime has
+# a matrix product that reads 2-bit weights, MatMulNBits. That one computes in 8 bits or in floats, too.)
 #
 # And the memory column stands beside the computing column as a reminder: for a network that is read from the main
 # memory for each image, moving the weights may take more energy than computing with them. There the file size is
@@ -830,7 +835,7 @@ session = export.onnx_session(files["cnn"]["2 bits, packed"])
 maps["w2a2 file"] = occlusion_maps(lambda x: session.run(None, {"image": x})[0], images, target)
 maps["random"] = torch.rand(maps["fp32"].shape, generator=torch.Generator().manual_seed(SEED))
 difference = (maps["w2a2 integers"] - maps["w2a2"]).abs()
-print(f"integers and torch twin: maps differ by at most {difference.max():.1e} logits")
+print(f"w2a2 in integers and in torch: maps differ by at most {difference.max():.1e} logits")
 print(f"the largest value of a w2a2 map is {maps['w2a2'].abs().max():.1f} logits")
 
 # %%
@@ -848,7 +853,8 @@ plots.saliency_grid(images[:3], shown, shared="row", row_titles=names, unit="fal
 # is no surprise after the agreement of their answers, and it is worth a measurement all the same, as a map asks about
 # images that are in no test set.
 #
-# Whether 2 bits look where *fp32* looks is another question. The fp32 twin sets the mark.
+# Whether 2 bits look where *fp32* looks is another question. The fp32 twin sets the mark. We compare how much each pixel
+# matters, whatever the sign.
 
 # %%
 pairs = {f"{name} / w2a2": (name, "w2a2") for name in ("w2a2 integers", "w2a2 file")}
@@ -857,7 +863,7 @@ kinship = {
     label: {name: measure(maps[first].abs(), maps[second].abs()).numpy() for name, (first, second) in pairs.items()}
     for label, measure in (("all pixels", metrics.rank_correlation), ("top tenth", metrics.top_k_overlap))
 }
-plots.distributions(kinship, ["rank correlation of the two maps", "share of the top tenth in common"])
+plots.distributions(kinship, ["rank correlation of the magnitudes", "share of the top tenth in common"])
 
 # %%
 pd.DataFrame({label: {name: np.median(v) for name, v in rows.items()} for label, rows in kinship.items()}).round(3)
