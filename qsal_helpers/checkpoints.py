@@ -71,7 +71,8 @@ def save_model(model: nn.Module, path: str | os.PathLike, /, *, half: bool = Fal
         "recipe": model.recipe,
         "precision": None if precision is None else {**vars(precision), "layers": dict(precision.layers)},
         "scheme": getattr(model, "scheme", None),
-        "half": half,
+        # What is in 16 bits already stays so.
+        "half": half and any(_is_weight(value) for value in model.state_dict().values()),
         "channels_last": any(not w.is_contiguous() for w in model.parameters() if w.dim() == 4),
         "notes": notes,
     }

@@ -295,14 +295,16 @@ def check_agreement(student: Callable[[Tensor, Tensor], float]) -> bool:
     b = torch.tensor([[2.0, 1.0, 0.5], [0.0, 1.0, 2.0], [0.0, 1.0, 9.0], [4.0, 3.0, 1.0], [2.0, 0.0, 3.0]])
 
     def test() -> None:
-        answer = expect_number(student(a, b), "The agreement")
-        if abs(answer - 0.6) < 1e-5:
+        answer, of_four = (expect_number(student(a[:n], b[:n]), "The agreement") for n in (5, 4))
+        if abs(answer - 0.6) < 1e-5 and abs(of_four - 0.75) < 1e-5:
             return
         says = f"3 of 5 images get the same class, so the agreement is 0.6; your function says {answer:g}."
         if abs(answer - 3) < 1e-5:
             raise _Wrong(f"{says} That is how many agree; divide by how many there are.")
         if abs(answer - 0.4) < 1e-5:
             raise _Wrong(f"{says} That is the fraction that disagrees.")
+        if abs(answer - 0.6) < 1e-5:
+            raise _Wrong("For other images your function says something wrong: use the tensors that it is given.")
         if abs(answer - 60) < 1e-3:
             raise _Wrong(f"{says} Give a fraction from 0 to 1, not percent.")
         if abs(answer - (a == b).float().mean().item()) < 1e-5:

@@ -88,6 +88,10 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
     check_model(model)
     if not isinstance(data, ImageData):
         raise TypeError(f"data must be an ImageData, as load_data returns it; got {type(data).__name__}")
+    if hooked := [
+        n or type(model).__name__ for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks
+    ]:
+        raise ValueError(f"{hooked[0]} has a forward hook, which no file can hold; remove it before exporting")
     model = copy.deepcopy(model).cpu().float().eval()
     image_shape = tuple(data.train.images.shape[1:])
     try:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_choice, check_flag, check_images, check_model, check_number, check_whole
+from ._fills import black, blurred
 from ._forward import evaluation_mode, logits_of
 from ._random import random_state_kept
 
@@ -104,9 +105,9 @@ def _filling(x: Tensor, fill: str | Sequence[float]) -> Tensor:
         if fill == "mean":
             return x.mean((2, 3), keepdim=True)
         if fill == "black":
-            return x.amin((0, 2, 3), keepdim=True)
+            return black(x)
         if fill == "blur":
-            return F.avg_pool2d(x, 7, stride=1, padding=3, count_include_pad=False)
+            return blurred(x)
         raise ValueError(f"fill must be one of {', '.join(FILLS)}, or one number a channel; got {fill!r}")
     try:
         values = torch.as_tensor(fill, dtype=x.dtype)
@@ -218,8 +219,10 @@ class SaliencyGuided:
         cross_entropy = F.cross_entropy(logits, y)
         clean_term = cross_entropy
         if not self.eval_saliency:
-            if self.saliency == "loss" and self.detach_clean:
-                parameters = [p for p in model.parameters() if p.requires_grad]
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            # A hook on a parameter would be called twice, for torch.autograd.grad calls it, too.
+            hooked = any(p._backward_hooks for p in parameters)
+            if self.saliency == "loss" and self.detach_clean and not hooked:
                 saliency, *gradients = _gradients(cross_entropy, [x, *parameters])
                 # Not in place: the tensor can be the same one as a parameter's gradient.
                 saliency = -saliency
@@ -303,9 +306,9 @@ def _random_state_from(state: Tensor | None, x: Tensor) -> Iterator[None]:
 def _running_statistics_kept(model: nn.Module, keep: bool) -> Iterator[None]:
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     layers = [m for m in layers if keep and m.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = False
     try:
+        for layer in layers:
+            layer.track_running_stats = False
         yield
     finally:
         for layer in layers:

@@ -13,6 +13,7 @@ maps, images or masks whose shapes or dtypes do not go together, and for options
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_flag, check_number, check_seed, check_whole
+from ._fills import black, blurred
+from ._forward import logits_of
 from ._random import seeded
 from .saliency import MOST_COPIES, _calls_of, device_of, evaluating, explained_classes, saliency_map
 
@@ -164,9 +167,9 @@ def _curve(
 def _filling(x: Tensor, fill: str | float | Sequence[float] | Tensor) -> Tensor:
     if isinstance(fill, str):
         if fill == "black":
-            return x.amin((0, 2, 3), keepdim=True)
+            return black(x)
         if fill == "blur":
-            return F.avg_pool2d(x, 7, stride=1, padding=3, count_include_pad=False)
+            return blurred(x)
         raise ValueError(f"fill must be 'black', 'blur', a number, one number a channel, or images; got {fill!r}")
     try:
         values = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
@@ -242,7 +245,7 @@ def infidelity(
             attributions = (maps[here].to(batch) / x.shape[1]).unsqueeze(1).expand_as(batch)
             found.append(
                 captum_infidelity(
-                    model,
+                    functools.partial(logits_of, model),
                     perturb,
                     batch,
                     attributions,
@@ -535,16 +538,20 @@ def randomisation_check(
     randomised = copy.deepcopy(model)
     resettable = [m for m in randomised.modules() if hasattr(m, "reset_parameters")]
     with evaluating(randomised), torch.no_grad(), _calls_of(resettable) as called:
-        randomised(x[:1].to(device_of(model, x)))
+        logits_of(randomised, x[:1].to(device_of(model, x)))
     # In order of execution, which need not be that of definition; what was not called comes last.
     resettable = list(dict.fromkeys([*called, *resettable]))
     layers = [m for m in resettable if getattr(m, "weight", None) is not None and m.weight.dim() > 1]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer whose weights could be randomised")
-    reached = {id(parameter) for m in resettable for parameter in m.parameters(recurse=False)}
+    # A weight that is computed from others, as in a pruned layer, would come back with the next call.
+    real = [m for m in resettable if isinstance(getattr(m, "weight", None), nn.Parameter | None)]
+    reached = {id(parameter) for m in real for parameter in m.parameters(recurse=False)}
     if kept := [n for n, p in randomised.named_parameters() if p.dim() > 1 and id(p) not in reached]:
         raise ValueError(
-            f"{', '.join(kept)} of {type(model).__name__} cannot be randomised: its module has no reset_parameters()"
+            f"{', '.join(kept)} of {type(model).__name__} cannot be randomised: its module has no "
+            "reset_parameters(), or computes its weight from it (torch.nn.utils has functions "
+            "that undo this: prune.remove, remove_weight_norm)"
         )
     columns = []
     with seeded(seed, device_of(model, x)):

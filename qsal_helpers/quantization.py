@@ -535,12 +535,15 @@ class Precision:
 _RELUS = (nn.ReLU, nn.ReLU6)
 _LEAVES = (nn.Conv2d, nn.Linear, *_RELUS, PACT)
 # What hands numbers on as they are, or their means: the input of a layer behind it is as rounded as its own.
-_PASSING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten)
-_PASSING += (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)
-_PASSING_CALLS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.cat, torch.mean, F.max_pool2d}
-_PASSING_CALLS |= {F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.pad, operator.getitem}
-_PASSING_CALLS |= {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "mean", "squeeze", "unsqueeze"}
-_PASSING_CALLS |= {torch.chunk, torch.split, "chunk", "split", torch.squeeze, torch.unsqueeze}
+# What may hand on the same numbers in the same place of memory, in another shape.
+_VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity)
+_VIEW_CALLS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze}
+_VIEW_CALLS |= {torch.chunk, torch.split, operator.getitem, "flatten", "view", "reshape", "permute", "transpose"}
+_VIEW_CALLS |= {"contiguous", "squeeze", "unsqueeze", "chunk", "split"}
+_PASSING = (*_VIEWS, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_PASSING += (nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)
+_PASSING_CALLS = _VIEW_CALLS | {torch.cat, torch.mean, "mean", F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d}
+_PASSING_CALLS |= {F.adaptive_max_pool2d, F.dropout, F.pad}
 
 
 class _Proxy(torch.fx.Proxy):
@@ -603,11 +606,21 @@ def _refuse_overwriting(model: nn.Module, graph: torch.fx.Graph) -> None:
     for node in graph.nodes:
         module = model.get_submodule(node.target) if node.op == "call_module" else None
         overwrites = isinstance(module, _RELUS) and getattr(module, "inplace", False)
-        if overwrites and len(node.all_input_nodes[0].users) > 1:
+        if overwrites and _read_elsewhere(model, node.all_input_nodes[0]):
             raise ValueError(
                 f"{node.target} is nn.{type(module).__name__}(inplace=True) and overwrites a tensor that is read "
                 "elsewhere, too; give it inplace=False"
             )
+
+
+def _read_elsewhere(model: nn.Module, node: torch.fx.Node) -> bool:
+    """Tell whether more than one node reads the numbers of `node`, be it through a view of them."""
+    while len(node.users) == 1:
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(module, _VIEWS) and (module is not None or node.target not in _VIEW_CALLS):
+            return False
+        node = node.all_input_nodes[0]
+    return True
 
 
 def quantize(
@@ -615,7 +628,8 @@ def quantize(
 ) -> nn.Module:
     """Return a copy of `model` with quantized Conv2d and Linear layers and every ReLU replaced by `PACT`.
 
-    The weights are kept, so the copy may be trained from scratch or go on from a trained model (then `calibrate` it).
+    The weights are kept, so the copy may be trained from scratch, go on from a trained model, or be used as it is (then
+    `calibrate` it).
     The copy's `precision` and `scheme` hold what it was made with.
     A ReLU takes the activation bits of the next layer in order of execution. A ReLU module that is used at several
     places has one alpha for all of them, and the largest of their bits. Other activations stay as they are.
@@ -766,7 +780,8 @@ def _relu_bits(model: nn.Module, order: list[str], bits: dict[str, tuple[int, in
 def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module:
     """Set every alpha of a quantized model from what its PACT layers see on `x`, and return the model.
 
-    Needed when a trained float model is quantized without further training, or trained on from there.
+    Needed when a trained float model is quantized without further training. Before further training it is optional:
+    the study's networks that start from their twin do without.
 
     Parameters
     ----------
@@ -809,7 +824,7 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
     handles = [layer.register_forward_pre_hook(set_alpha, with_kwargs=True) for layer in layers]
     try:
         with evaluation_mode(model):
-            model(x)
+            model(x.clone())  # a first layer that works in place would change the caller's images
     finally:
         for handle in handles:
             handle.remove()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_flag, check_images, check_model, check_number, check_seed, check_whole
+from ._fills import black
 from ._forward import evaluation_mode, logits_of
 from .quantization import PACT
 
@@ -306,7 +308,7 @@ def _mean_gradient(
 def _grad_cam(model: nn.Module, x: Tensor, classes: Tensor, batch_size: int, *, layer: nn.Module) -> Tensor:
     from captum.attr import LayerGradCam
 
-    coarse = LayerGradCam(model, layer).attribute(x.requires_grad_(), classes)
+    coarse = LayerGradCam(functools.partial(logits_of, model), layer).attribute(x.requires_grad_(), classes)
     if coarse.dim() != 4:
         raise ValueError(f"grad_cam needs a layer with outputs (B, C, H, W); those of {type(layer).__name__} differ")
     return coarse
@@ -322,7 +324,7 @@ def _find_layer(model: nn.Module, layer: nn.Module | str | None, x: Tensor) -> n
         raise TypeError(f"layer must be a module or its name; got {type(layer).__name__}")
     candidates = [m for m in modules.values() if isinstance(m, nn.Conv2d)] if layer is None else [layer]
     with _calls_of(candidates) as called, torch.no_grad():
-        model(x)
+        logits_of(model, x)
     if not called:
         wanted = "a Conv2d" if layer is None else f"this {type(layer).__name__}"
         raise ValueError(f"grad_cam found no call of {wanted} in {type(model).__name__}; name a layer with layer=")
@@ -434,7 +436,7 @@ def _check_target(target: int | Tensor | None, number: int) -> Tensor | None:
 def _baseline(x: Tensor, baseline: float | Tensor | None) -> Tensor:
     """Return the image that stands for "nothing there": float ``(1, C or 1, H or 1, W or 1)``."""
     if baseline is None:
-        return x.detach().amin((0, 2, 3), keepdim=True) if len(x) else x.new_zeros(1, 1, 1, 1)
+        return black(x.detach()) if len(x) else x.new_zeros(1, 1, 1, 1)
     try:
         value = torch.as_tensor(baseline, dtype=x.dtype)
     except (TypeError, ValueError, RuntimeError):

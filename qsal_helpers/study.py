@@ -840,7 +840,12 @@ def main(arguments: list[str] | None = None) -> None:
         records = load_records(given.folder)
         if len(records) and (given.group or given.seeds is not None or fields):
             records = records[records.id.isin([run.id for run in runs])]
-        if not len(records) or not len(main_records(records)):
+        if len(records) and not len(main_records(records)):
+            sys.exit(
+                "these runs are finished, but the table shows the plan's main runs only; `list` prints the accuracies "
+                "of the others, and load_records everything"
+            )
+        if not len(records):
             sys.exit(
                 f"{given.folder} holds no record of such a finished run; make one with `run`, or name another --folder"
             )

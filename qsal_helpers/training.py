@@ -11,6 +11,7 @@ import os
 import re
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ from ._arguments import (
 )
 from ._forward import evaluation_mode, logits_of
 from ._random import random_state_kept, seeded
-from .checkpoints import _write
+from .checkpoints import _structure, _write
 from .data import ImageData, Split, batches
 from .quantization import ALPHA_MIN, PACT
 
@@ -218,9 +219,10 @@ def fit(
         f"weight_decay={float(weight_decay)}",
         f"validation={float(validation)}",
         f"augment={augment}",
-        f"{len(data.train)} images of {data.name}",
+        f"{len(data.train)} images of {data.name} with the checksum {_checksum(data)}",
         f"a {type(model).__name__} of {getattr(model, 'precision', 'fp32')!r}",
         f"the scheme {getattr(model, 'scheme', None)}",
+        f"layers with the checksum {zlib.crc32(repr(_structure(model)).encode()):08x}",
         f"the objective {_description(objective)}",
     ]
     history, best_accuracy, best_state = History(), -1.0, _state(model)
@@ -381,7 +383,7 @@ def _parts(objective: Any) -> list[Any]:
 
 def _keep(path: Path, live: _Live, history: History, best: dict[str, Any]) -> None:
     """Write all that the next epoch depends on, so that a kill at any moment leaves the old file or the new one."""
-    counts = [{k: v for k, v in vars(part).items() if type(v) is int} for part in _parts(live.objective)]
+    counts = [{k: v for k, v in vars(part).items() if type(v) in (int, float)} for part in _parts(live.objective)]
     kept = {
         "made_for": live.made_for,
         "model": live.model.state_dict(),
@@ -421,6 +423,11 @@ def _restore(path: Path, live: _Live) -> tuple[History, float, dict[str, Any]]:
     except Exception as error:  # a damaged file can fail in any of these lines, each in its own way
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} cannot be resumed from: {reason}; delete it to start anew") from error
+
+
+def _checksum(data: ImageData) -> str:
+    pixels = data.train.images.cpu().contiguous().numpy()
+    return f"{zlib.crc32(pixels, zlib.crc32(repr((data.mean, data.std)).encode())):08x}"
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -382,6 +382,12 @@ def test_half_leaves_a_model_of_another_type_alone(path):
     assert_equal_models(model, load_model(path))
 
 
+def test_half_gives_a_model_in_16_bits_back_in_16_bits(path):
+    model = build_model("lenet5", image_size=16).half()
+    save_model(model, path, half=True)
+    assert_equal_models(model, load_model(path))
+
+
 # ---------------------------------------------------------------- the networks that come with the course
 
 SHIPPED = Path(__file__).parent.parent / "notebooks" / "results" / "checkpoints"

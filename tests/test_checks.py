@@ -523,6 +523,7 @@ def test_the_formula_of_the_lesson_is_accepted_however_it_is_written(name, answe
 
 
 SLIPS = {
+    "one case only": ("check_agreement", lambda a, b: 0.6, "use the tensors that it is given"),
     "2^bits levels": ("check_number_of_levels", lambda bits: 2 ^ bits, r"write \*\*"),
     "low not added": (
         "check_quantizer",

@@ -446,6 +446,32 @@ def test_a_relu_that_overwrites_what_is_read_elsewhere_is_refused_before_it_chan
         refuses(Overwriting(inplace=False))
 
 
+@pytest.mark.parametrize("view", [nn.Flatten(), lambda x: x.view(-1, 200), lambda x: x.reshape(-1, 200)])
+def test_a_relu_that_overwrites_through_a_view_is_refused_too(view):
+    class Viewing(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.first, self.view, self.relu = nn.Conv2d(1, 2, 3), view, nn.ReLU(inplace)
+            self.last, self.other = nn.Linear(200, 3), nn.Linear(200, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(self.relu(self.view(x))) + self.other(x.flatten(1))
+
+    with pytest.raises(ValueError, match=r"relu is nn.ReLU\(inplace=True\) and overwrites"):
+        quantize(Viewing(inplace=True), "w4a4")
+    quantize(Viewing(inplace=False), "w4a4")
+
+
+def test_a_model_with_a_forward_hook_is_refused_because_no_file_can_hold_it():
+    model = quantize(build_model("lenet5"), "w4a4")
+    handle = model.fc1.register_forward_hook(lambda module, inputs, output: output * 0)
+    with pytest.raises(ValueError, match="fc1 has a forward hook"):
+        fold(model, random_data(1, 28))
+    handle.remove()
+    assert fold(model, random_data(1, 28))
+
+
 class Joining(nn.Module):
     """Two convolutions of the image, joined by a function."""
 

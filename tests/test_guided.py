@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qsal_helpers import SaliencyGuided, fit, load_data, mask_least_salient, quantize
+from qsal_helpers import SaliencyGuided, build_model, fit, load_data, mask_least_salient, quantize
 from qsal_helpers.guided import FILLS, RANKINGS, least_salient
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -627,3 +627,17 @@ def test_a_model_that_returns_no_logits_is_refused_with_what_it_returned(objecti
     model, (x, y) = nn.Conv2d(1, 3, 6).double(), batch()
     with pytest.raises(ValueError, match=r"logits of shape \(B, classes\); it returned shape \(8, 3, 1, 1\)"):
         objective(model, x, y)
+
+
+def test_a_hook_on_a_parameter_is_called_once_as_in_plain_training():
+    def gradients(hooked):
+        torch.manual_seed(0)
+        model = build_model("lenet5", image_size=16)
+        for parameter in model.parameters() if hooked else ():
+            parameter.register_hook(lambda gradient: gradient / 2)
+        x, y = torch.rand(8, 1, 16, 16), torch.arange(8) % 3
+        torch.manual_seed(1)
+        SaliencyGuided(0.5)(model, x, y).backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    torch.testing.assert_close(gradients(hooked=True), [gradient / 2 for gradient in gradients(hooked=False)])

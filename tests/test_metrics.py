@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 from skimage.metrics import structural_similarity
 from torch import nn
+from torch.nn.utils import prune
 
 from qsal_helpers import build_model, load_data, quantize
 from qsal_helpers.metrics import (
@@ -358,6 +359,27 @@ def test_weights_that_cannot_be_drawn_anew_are_named_instead_of_called_sane():
 
     with pytest.raises(ValueError, match="scale of Scaled cannot be randomised"):
         randomisation_check(Scaled(), torch.rand(2, 1, 8, 8))
+
+
+def pruned(layer):
+    prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize("computed", [pruned, nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_a_weight_that_is_computed_anew_at_each_call_is_not_called_random(computed):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    computed(model[3])
+    with pytest.raises(ValueError, match=r"3\.weight\w* of Sequential cannot be randomised"):
+        randomisation_check(model, torch.rand(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("metric", [randomisation_check, lambda model, x: infidelity(model, x, torch.ones(2, 8, 8), 0)])
+def test_measuring_leaves_the_images_alone_also_if_the_models_first_layer_works_in_place(metric):
+    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 3)), torch.randn(2, 1, 8, 8)
+    before = x.clone()
+    metric(model, x)
+    assert torch.equal(x, before)
 
 
 def test_a_network_with_one_class_has_no_curves():

@@ -786,6 +786,11 @@ def test_after_some_training_no_quantized_layer_has_more_values_than_its_bits_al
 # ---------------------------------------------------------------- calibrate
 
 
+class Shift(nn.Module):
+    def forward(self, x):
+        return x.sub_(1)
+
+
 def test_calibrate_sets_alpha_to_the_quantile_of_the_positive_activations():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
@@ -804,6 +809,14 @@ def test_calibrate_leaves_modes_weights_and_hooks_as_they_were():
     assert model.training and model.bn1.training and not model.bn2.training
     assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_calibrate_leaves_the_images_alone_also_if_the_first_layer_works_in_place():
+    model, x = quantize(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)), "w4a4"), torch.randn(8, 4)
+    model.insert(0, Shift())
+    before = x.clone()
+    calibrate(model, x)
+    assert torch.equal(x, before)
 
 
 def test_calibrate_gives_a_shared_relu_the_largest_alpha_that_a_use_asks_for():

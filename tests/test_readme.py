@@ -8,6 +8,7 @@ import torch
 import qsal_helpers
 from qsal_helpers import study
 from qsal_helpers.data import ImageData, Split
+from qsal_helpers.onnx_files import onnx_session
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -16,11 +17,11 @@ def test_the_readme_s_table_of_the_study_says_what_the_records_say():
     found = study.against_fp32(study.load_records(README.parent / "notebooks/results/study"))
     lines = re.findall(r"^\| (?:fp32|w4a4|mixed-4/2|w2a2), .*$", README.read_text(encoding="utf8"), flags=re.MULTILINE)
     shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert len(shown) == 8
+    assert len(shown) == 9
     assert shown == [[row[0], *found.loc[row[0]]] for row in shown]
 
 
-def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(monkeypatch):
+def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(tmp_path, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(40) % 10
     images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
@@ -29,7 +30,7 @@ def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(monkeyp
     data = ImageData("cifar10", split, split, names, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     monkeypatch.setattr(qsal_helpers, "load_data", lambda *a, **k: data)
 
-    three_lines, with_a_twin = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf8"), flags=re.DOTALL)
+    three_lines, with_a_twin, own = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf8"), re.DOTALL)
     names = {}
     exec(three_lines.replace("epochs=5", "epochs=1"), names)
 
@@ -44,3 +45,10 @@ def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(monkeyp
     assert bits == [8] + [2] * (len(layers) - 2) + [8]
     start, end = names["twin"].state_dict()["conv1.weight"], names["small"].state_dict()["conv1.weight"]
     assert 0 < (start - end).norm() < start.norm()  # networks of other starts lie 1.4 times that apart
+
+    monkeypatch.chdir(tmp_path)
+    names |= {f"{part}_{what}": getattr(split, what) for part in ("train", "test") for what in ("images", "labels")}
+    names |= {name: getattr(data, name) for name in ("class_names", "mean", "std")}
+    exec(own.replace("epochs=5", "epochs=1"), names)
+    logits = onnx_session("small.onnx").run(None, {"image": images.numpy()})[0]
+    assert names["mine"].name == "mine" and logits.shape == (40, 10)

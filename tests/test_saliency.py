@@ -545,7 +545,8 @@ def test_smooth_grad_draws_the_same_noise_for_each_dtype():
 
 def test_explaining_leaves_the_images_alone_also_if_the_models_first_layer_works_in_place():
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 3)), torch.randn(2, 1, 8, 8)
+    layers = [nn.ReLU(inplace=True), nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3)]
+    model, x = nn.Sequential(*layers), torch.randn(2, 1, 8, 8)
     before = x.clone()
-    for method in ("gradient", "integrated_gradients"):
+    for method in ("gradient", "integrated_gradients", "grad_cam"):
         assert saliency_map(model, x, None, method).isfinite().all() and torch.equal(x, before)

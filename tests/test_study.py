@@ -593,6 +593,9 @@ def test_an_objective_that_does_not_exist_is_told_all_that_do():
 
 
 def test_a_folder_without_a_record_of_the_main_runs_makes_no_table_and_says_so(done, tmp_path):
-    for folder, options in ((tmp_path, ["--group", "mnist"]), (done[0], [])):
-        with pytest.raises(SystemExit, match="holds no record of such a finished run"):
+    for folder, options, words in (
+        (tmp_path, ["--group", "mnist"], "holds no record of such a finished run"),
+        (done[0], [], "these runs are finished, but the table shows the plan's main runs only"),
+    ):
+        with pytest.raises(SystemExit, match=words):
             study.main(["table", "--folder", str(folder), *options])

@@ -53,6 +53,12 @@ def net(precision="fp32", dropout=0.0, seed=0):
     return quantize(nn.Sequential(*layers, nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), precision)
 
 
+def net_with(pool):
+    model = net()
+    model[4] = pool
+    return model
+
+
 def run(model, data=None, **options):
     return fit(model, data or toy_data(), **{"epochs": 2, "batch_size": 32, "progress": False, **options})
 
@@ -319,10 +325,25 @@ def test_gradients_that_an_interrupt_left_switched_off_are_on_again_after_traini
     assert torch.is_grad_enabled()
 
 
+class Fading:
+    """An objective whose weight falls by a tenth with each call."""
+
+    weight = 1.0
+
+    def __call__(self, model, x, y):
+        self.weight = self.weight - 0.1 * self.weight
+        return self.weight * cross_entropy(model, x, y)
+
+
 @pytest.mark.parametrize(
     "objective",
-    [cross_entropy, SaliencyGuided(0.5, ramp_steps=20), Distilled(net(seed=1), SaliencyGuided(0.5, ramp_steps=20))],
-    ids=["plain", "ramp", "teacher and ramp"],
+    [
+        cross_entropy,
+        SaliencyGuided(0.5, ramp_steps=20),
+        Distilled(net(seed=1), SaliencyGuided(0.5, ramp_steps=20)),
+        Fading(),
+    ],
+    ids=["plain", "ramp", "teacher and ramp", "a fraction"],
 )
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_resumed_training_ends_with_the_numbers_of_an_undisturbed_one(objective, device, tmp_path):
@@ -655,7 +676,10 @@ def test_an_objective_may_hold_a_teacher_network_of_its_own():
         {"objective": SaliencyGuided(0.5)},
         {"objective": Distilled(net(seed=1))},
         {"data": poisoned("other", toy_data().train, ("a", "b", "c"), (0.3,), (0.3,))},
+        {"data": poisoned("toy", toy_data().train, ("a", "b", "c"), (0.3,), (0.4,))},
+        {"data": toy_data(seed=1)},
         {"model": net("w4a4")},
+        {"model": quantize(net_with(nn.AvgPool2d(3)), "w2a2")},
         {"model": quantize(net(), "w2a2", "dorefa")},
     ],
     ids=lambda change: next(iter(change)),

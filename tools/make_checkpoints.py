@@ -62,6 +62,8 @@ def make(path: Path, data: ImageData, grid: Grid, precision: str, ratio: float, 
     torch.manual_seed(SEED)
     model = quantize(build_model(grid.network, data.in_channels), precision)
     history = fit(model, data, SaliencyGuided(ratio), epochs=grid.epochs, seed=SEED, augment=grid.augment)
+    if history.interrupted:
+        raise KeyboardInterrupt
     path.parent.mkdir(parents=True, exist_ok=True)
     unmeasured = path.with_suffix(".part")
     save_model(model, unmeasured, half=True)

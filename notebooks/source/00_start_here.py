@@ -169,7 +169,8 @@ rounded = {bits: with_bits(networks["fp32"], bits) for bits in range(8, 1, -1)}
 answers = {bits: network(x).softmax(1).detach().numpy() for bits, network in rounded.items()}
 
 # %% [markdown]
-# **Predict first.** Below is the prediction for one image with 8-bit weights. You will take bits away, one at a time.
+# **Predict first.** Below is the prediction for one image with 8-bit weights. The longest bar is what the network says;
+# the class in bold is the right one. You will take bits away, one at a time.
 # Will the bars change a little with every bit, or will they stand still for a while and then fall?
 
 # %%
@@ -266,6 +267,8 @@ with torch.no_grad():
 different = (said["fp32"] != said["w2a2"]).nonzero().flatten()
 gap = abs(evaluate(networks["fp32"], data) - evaluate(networks["w2a2"], data))
 print(f"{len(different) / len(test):.1%} of the test images get different classes; the accuracies differ by {gap:.1%}")
+fp32_right, w2a2_right = (said[name][different] == data.test.labels[different] for name in ("fp32", "w2a2"))
+print(f"of these {len(different)} images fp32 is right on {fp32_right.sum()}, w2a2 on {w2a2_right.sum()}")
 
 # %%
 titles = [f"{data.class_names[said['fp32'][i]]}\nor {data.class_names[said['w2a2'][i]]}" for i in different[:8]]

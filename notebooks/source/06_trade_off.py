@@ -1329,9 +1329,9 @@ for kind, wanted in kinds.items():
 # - The **pointing game** of lesson 03: is the largest value on the object? Higher is better.
 # - The **randomisation check** of lesson 03: the rank correlation with the map of the network once its weights are
 #   random. Lower is better.
-# - **Infidelity**: add noise to the image, and let the map predict what that does to the logit. How large is the
-#   squared error? Lower is better. It is in squared logits, so it also grows with the logits. That is why we left it
-#   out.
+# - **Infidelity**: add noise to the image, and let the map, scaled as suits it best, predict what that does to the
+#   logit. How large is the squared error? Lower is better. It is in squared logits, so it also grows with the logits.
+#   That is why we left it out.
 #
 # What do they say of the four claims that this lesson has made about 2 bits?
 

@@ -470,8 +470,8 @@ print("what we packed: ", packed[:12].tobytes().hex(" "))
 
 # %% [markdown]
 # They are there, in one piece. (Each byte is written here with two *hexadecimal* digits, one for four bits: 0 to 9, and
-# a to f for 10 to 15.) And what is the rest? We ask `onnx` for the numbers in the file, and look for the weights of each
-# layer.
+# a to f for 10 to 15.) And what is the rest? We ask `onnx` for the numbers in the file, and look for the weights of
+# each layer.
 
 # %%
 tensors = {tensor.name: tensor.raw_data for tensor in onnx.load(path).graph.initializer}
@@ -690,10 +690,11 @@ for column in ("ms, 1 image", "ms, 64 images"):
         print(f"{name:10} {column}, times fp32's:  {'   '.join(ratios)}")
 
 # %% [markdown]
-# The larger the network, the more int8 can help. Around each layer there are small operations that turn floats into
-# integers and back. In a small network they cost as much as the layer itself saves, or more. With 64 images fp32 makes
-# better use of the processor, and there our CNN is slower in int8; with one image the two are even. In the two larger
-# networks packed files are slower than both.
+# The larger the network, the more int8 can help: `vgg_small` takes about a third of the time. Our CNN turns its
+# activations into integers once, behind `conv1`, and never back. What its small layers save goes elsewhere: the
+# normalisation and `conv1` are computed in floats, and onnxruntime's routine for max-pooling 8-bit numbers is slow. So
+# with one image it is even with fp32, with 64 a little slower, and `lenet5` is slower in both. Packed files take a few
+# hundredths to a sixth longer than fp32: by then their weights are floats, and the activations are rounded in addition.
 
 # %% [markdown]
 # ## Two numbers that are not measured
@@ -853,8 +854,8 @@ plots.saliency_grid(images[:3], shown, shared="row", row_titles=names, unit="fal
 # is no surprise after the agreement of their answers, and it is worth a measurement all the same, as a map asks about
 # images that are in no test set.
 #
-# Whether 2 bits look where *fp32* looks is another question. The fp32 twin sets the mark. We compare how much each pixel
-# matters, whatever the sign.
+# Whether 2 bits look where *fp32* looks is another question. The fp32 twin sets the mark. We compare how much each
+# pixel matters, whatever the sign.
 
 # %%
 pairs = {f"{name} / w2a2": (name, "w2a2") for name in ("w2a2 integers", "w2a2 file")}
