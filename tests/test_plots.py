@@ -10,6 +10,7 @@ import pytest
 
 from qsal_helpers import plots
 from qsal_helpers.evidence import interval
+from qsal_helpers.training import History
 
 # ---------------------------------------------------------------- saliency maps and their measures
 
@@ -121,7 +122,95 @@ def test_a_spread_marks_the_median_and_leaves_nan_out():
     assert (ax.get_title(), ax.get_xlabel()) == ("panel", "unit")
 
 
+# ---------------------------------------------------------------- lessons 00 to 03
+
+
+def test_the_bars_of_a_prediction_are_its_probabilities_in_percent_and_the_right_class_alone_is_bold():
+    probabilities = np.array([0.5, 0.2, 0.3])
+    ax = plots.plot_prediction(np.zeros((8, 8), np.uint8), probabilities, ["bag", "shirt", "coat"], 1, "title").axes[1]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(100 * probabilities)
+    bold = [label.get_text() for label in ax.get_yticklabels() if label.get_fontweight() == "bold"]
+    assert bold == ["shirt"]
+
+
+def test_a_history_marks_the_epoch_whose_weights_are_kept():
+    history = History(loss=[3.0, 2.0, 1.0], validation_accuracy=[0.5, 0.75, 0.625], best_epoch=2)
+    accuracy = plots.plot_history(history).axes[1]
+    kept = next(line for line in accuracy.lines if line.get_label() == "weights kept")
+    epochs, percent = accuracy.lines[0].get_data()
+    assert kept.get_xdata()[0] == epochs[percent.argmax()] == 2
+
+
+def test_the_star_is_at_the_least_sum_of_both_errors_and_the_line_at_the_clip_that_is_drawn():
+    clips = np.linspace(0.5, 2, 7)
+    sums = clips**2 + 2 / clips  # falls, then rises: the least is at 1
+    ax = plots.plot_clipping(np.linspace(-1, 1, 9), 2, 0.75, clips, clips**2, 2 / clips).axes[1]
+    (star,) = [line for line in ax.lines if line.get_marker() == "*"]
+    assert star.get_xydata().tolist() == [[1, sums.min()]] and star.get_label() == "best clip 1.00"
+    assert ax.lines[-1].get_xdata() == [0.75, 0.75]
+
+
+def test_the_theory_of_decibels_is_the_power_of_a_uniform_signal_over_that_of_a_uniform_error():
+    bits = np.array([1, 2, 5])
+    step = 2 / (2.0**bits - 1)  # between levels from -1 to 1
+    theory = plots.plot_decibels(bits, {"uniform": bits}).axes[0].lines[0]
+    assert theory.get_ydata() == pytest.approx(10 * np.log10((2**2 / 12) / (step**2 / 12)))
+
+
+def test_the_error_in_the_title_of_a_bit_width_is_the_root_of_the_mean_square():
+    w = np.linspace(-1, 1, 99)
+    title = plots.plot_bits(w, w.round(), 2, {2: 0.3}).axes[1].get_title()
+    assert title == f"error: {np.linalg.norm(w.round() - w) / np.sqrt(w.size):.4f} rms"
+
+
+def test_the_border_of_two_levels_is_as_far_from_the_level_below_the_target_as_from_the_one_above():
+    ax = plots.plot_paths({"round": np.zeros((5, 2))}, np.array([-2.0, 1.0, 5.0, 7.0]), target=2.0).axes[0]
+    (border,) = [line.get_ydata()[0] for line in ax.lines if line.get_label() == "border of two levels"]
+    assert border - 1 == 5 - border
+
+
+def test_the_slopes_of_the_clip_are_those_of_the_clip_that_is_drawn():
+    alpha, nudge = 2.0, 0.25
+    values, by_x, by_alpha = plots.plot_slopes(alpha, nudge).axes
+    (x, nudged), (_, clipped) = (line.get_data() for line in values.lines[:2])
+    away = (np.abs(x) > 0.1) & (
+        (x < alpha - 0.1) | (x > alpha + nudge)
+    )  # a kink has no slope, and the nudge has a width
+    for ax, slope in ((by_x, np.gradient(clipped, x)), (by_alpha, (nudged - clipped) / nudge)):
+        assert ax.lines[0].get_ydata()[away].astype(float) == pytest.approx(slope[away], abs=1e-9)
+        assert set(ax.lines[0].get_ydata()[away]) == {False, True}
+
+
+def test_the_share_clipped_is_of_the_positive_activations():
+    x = np.array([-3.0, -1, 0, 0, 0, 0.5, 1, 2, 2.5, 3])
+    alphas = np.array([1.0, 2.0])
+    ax = plots.plot_pact(x, 2, 2.0, alphas, alphas, alphas).axes[1]
+    assert ax.get_title() == f"{sum(x > 2) / sum(x > 0):.1%} of the positive clipped"
+
+
+def test_the_bar_and_the_number_of_a_column_of_points_are_their_mean():
+    values = {"fp32": [90.0, 92.0, 97.0], "w2a2": [88.0]}
+    ax = plots.plot_points(values, "seeds").axes[0]
+    means = [sum(points) / len(points) for points in values.values()]
+    assert [line.get_ydata().tolist() for line in ax.lines if line.get_marker() != "o"] == [[m, m] for m in means]
+    assert [float(text.get_text()) for text in ax.texts] == means
+
+
+def test_deletion_goes_from_no_pixel_on_the_left_to_all_on_the_right():
+    curve = np.array([1.0, 0.5, 0.25, 0.125, 0.0625])
+    ax = plots.plot_method(np.zeros((8, 8), np.uint8), np.eye(8), {"gradient": curve}, "gradient").axes[2]
+    assert ax.lines[0].get_xydata().tolist() == [[25 * i, 100 * p] for i, p in enumerate(curve)]
+    assert not ax.xaxis_inverted()
+
+
 # ---------------------------------------------------------------- lesson 04
+
+
+def test_the_bars_of_a_masking_are_the_masked_image_s_and_the_ticks_the_whole_one_s():
+    image, before, after = np.zeros((1, 8, 8), np.uint8), np.array([0.75, 0.25]), np.array([0.375, 0.625])
+    ax = plots.plot_masking(image, np.eye(8), np.eye(8) > 0, image, (before, after), ["bag", "shirt"], 0).axes[3]
+    assert [bar.get_width() for bar in ax.patches] == (100 * after).tolist()
+    assert ax.lines[0].get_xdata().tolist() == (100 * before).tolist() and "black: whole image" in ax.get_title()
 
 
 def frames(epochs, images=2):
@@ -275,6 +364,26 @@ def test_a_network_stands_between_the_lowest_and_the_highest_of_all():
     ax = figure.axes[3]
     assert ax.lines[1].get_xdata() == pytest.approx([1]) and ax.lines[2].get_xdata() == pytest.approx([0.5])
     assert [text.get_text() for text in ax.texts] == ["0.800"]
+
+
+# ---------------------------------------------------------------- lesson 06
+
+
+def test_a_correlation_is_written_in_its_own_cell_and_coloured_with_its_own_sign():
+    matrix = np.array([[1.0, -0.5], [0.25, np.nan]])
+    ax = plots.plot_correlations(matrix, ["accuracy", "Gini"], "title").axes[0]
+    (cells,) = ax.images
+    assert np.array_equal(cells.get_array().filled(np.nan), matrix, equal_nan=True) and cells.get_clim() == (-1, 1)
+    written = {text.get_position()[::-1]: float(text.get_text()) for text in ax.texts}
+    assert written == {place: round(matrix[place], 1) for place in ((0, 0), (0, 1), (1, 0))}
+
+
+def test_the_bar_of_a_seed_is_the_change_that_it_was_given():
+    series, differences = {"plain": {"fp32": [0.9, 0.8]}}, {0: -0.125, 2: 0.25}
+    ax = plots.plot_choice_of_study(series, "fp32", differences, "accuracy", "a set").axes[1]
+    assert {
+        int(label.get_text()): bar.get_height() for label, bar in zip(ax.get_xticklabels(), ax.patches, strict=True)
+    } == differences
 
 
 # ---------------------------------------------------------------- one visual language
