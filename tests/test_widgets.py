@@ -1,6 +1,7 @@
 """Panels redraw when a control moves, and show what the control says."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,114 @@ def test_a_panel_shows_the_very_picture_that_the_plots_function_draws_alone():
         bits.value = value
         alone = plots.plot_bits(w, grids[value], value, accuracies)
         assert bytes(box.children[-1].value) == alone.to_png(compression=1)
+
+
+IMAGES, LABELS, NAMES = np.arange(128, dtype=np.uint8).reshape(2, 1, 8, 8), [1, 0], ["bag", "shirt"]
+
+
+def of_each(*keys, shape=(), numbers=np.random.default_rng(0)):  # noqa: B008 - no two calls give the same numbers
+    """Other numbers for each key and for each of the two images."""
+    return {key: numbers.random((2, *shape)) for key in keys}
+
+
+def predictions():
+    seen = of_each(2, 8, shape=(2,))
+    box = widgets.prediction_panel(IMAGES, LABELS, seen, NAMES)
+    return box, "plot_prediction", lambda bits, i: (IMAGES[i], seen[bits][i], NAMES, LABELS[i])
+
+
+def clips():
+    w, clips, errors = np.linspace(-1, 1, 9), np.array([0.5, 1.0]), of_each(2, 4, shape=(2,))
+    box = widgets.clip_panel(w, clips, errors)
+    return box, "plot_clipping", lambda bits, clip: (w, bits, clip, clips, *errors[bits])
+
+
+def alphas():
+    x, alphas, errors = np.linspace(0, 5, 9), np.array([1.0, 2.0]), of_each(2, 4, shape=(2,))
+    box = widgets.pact_panel(x, alphas, errors)
+    return box, "plot_pact", lambda bits, alpha: (x, bits, alpha, alphas, *errors[bits])
+
+
+def methods():
+    maps = {"smooth_grad": of_each(1, 4, shape=(8, 8)), "gradient": of_each(0, shape=(8, 8))}
+    curves = {"smooth_grad": of_each(1, 4, shape=(5,)), "gradient": of_each(0, shape=(5,)), "random": of_each(7)}
+    box = widgets.method_panel(IMAGES, maps, curves)
+
+    def wanted(method, samples, i):
+        number = samples if method == "smooth_grad" else 0
+        found = {method: curves[method][number][i], "random": curves["random"][7][i]}
+        return IMAGES[i], maps[method][number][i], found
+
+    return box, "plot_method", wanted
+
+
+def masks():
+    (maps,), settings = of_each(0, shape=(8, 8)).values(), list(itertools.product(("mean", "black"), (0.0, 0.25, 0.5)))
+    replaced, masked, seen = of_each(0.0, 0.25, 0.5), of_each(*settings), of_each(*settings, shape=(2,))
+    by_fill = lambda some: {fill: {r: some[f, r] for f, r in settings if f == fill} for fill, _ in settings}
+    box = widgets.mask_panel(IMAGES, maps, replaced, by_fill(masked), by_fill(seen), NAMES, LABELS)
+
+    def wanted(ratio, fill, i):
+        before_and_after = (seen[fill, 0.0][i], seen[fill, ratio][i])
+        return IMAGES[i], maps[i], replaced[ratio][i], masked[fill, ratio][i], before_and_after, NAMES, LABELS[i]
+
+    return box, "plot_masking", wanted
+
+
+def files():
+    keys = [(32, "float32"), (2, "int8"), (2, "packed")]
+    seen, maps, costs = (
+        of_each(*keys, shape=(2,)),
+        of_each(*keys, shape=(8, 8)),
+        {key: f"cost of {key}" for key in keys},
+    )
+    box = widgets.deployment_panel(IMAGES, LABELS, NAMES, seen, maps, costs)
+
+    def wanted(bits, storage, i):
+        key = bits, "float32" if bits == 32 else storage
+        return IMAGES[i], seen[key][i], maps[key][i], NAMES, LABELS[i], f"{key[0]} bits, {key[1]}", costs[key]
+
+    return box, "plot_deployed", wanted
+
+
+def networks():
+    keys = list(itertools.product(("fp32", "w2a2"), (0, 0.5)))
+    seen, maps, measured = (
+        of_each(*keys, shape=(2,)),
+        of_each(*keys, shape=(8, 8)),
+        {key: {"bits": key} for key in keys},
+    )
+    box = widgets.combined_panel(lambda *key: (seen[key], maps[key]), measured, IMAGES, LABELS, NAMES)
+
+    def wanted(*setting):
+        *key, i = setting
+        key = tuple(key)
+        return IMAGES[i], maps[key][i], seen[key][i], NAMES, LABELS[i], measured[key], list(measured.values())
+
+    return box, "plot_combined", wanted
+
+
+def stops(control):
+    """The values that a control can take; of a slider without names its two ends."""
+    if not hasattr(control, "options"):
+        return control.min, control.max
+    return [option[1] if isinstance(option, tuple) else option for option in control.options]
+
+
+@pytest.mark.parametrize("make", [predictions, clips, alphas, methods, masks, files, networks])
+def test_a_figure_is_given_what_belongs_to_the_values_of_all_controls(make, monkeypatch):
+    drawn, blank = [], SimpleNamespace(take_places=lambda places: None, to_png=lambda compression: b"")
+    for name in dir(widgets):
+        if name.startswith("plot_"):
+            monkeypatch.setattr(widgets, name, lambda *given, name=name: drawn.append((name, given)) or blank)
+    box, plot, wanted = make()
+    controls = box.children[0].children
+    for setting in itertools.product(*map(stops, controls)):
+        for control, value in zip(controls, setting, strict=True):
+            control.value = value
+        name, given = drawn[-1]
+        assert name == plot and not error_of(box)
+        np.testing.assert_equal(given[: len(wanted(*setting))], wanted(*setting))  # titles come last
 
 
 # ---------------------------------------------------------------- lesson 03
