@@ -39,6 +39,31 @@ def test_the_guided_papers_network_has_the_layers_that_its_authors_name():
     assert model.fc1.in_features == 9216
 
 
+def test_the_guided_papers_network_drops_a_quarter_behind_its_convolutions_and_half_before_its_last_layer():
+    layers = list(build_model("guided_paper_cnn").named_children())
+    rates = {layers[i - 1][0]: layer.p for i, (_, layer) in enumerate(layers) if isinstance(layer, nn.Dropout)}
+    assert rates == {"pool": 1 / 4, "relu3": 1 / 2}
+
+
+def test_resnet20_begins_with_he_s_variance_of_2_over_how_many_outputs_each_number_goes_into():
+    torch.manual_seed(0)
+    convolutions = [m.weight.detach() for m in build_model("resnet20", 3).modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 19
+    for weight in convolutions:
+        outputs = weight[:, 0].numel()  # fan_out: filters times pixels of a filter
+        # A variance of n normal numbers is known to a fraction of sqrt(2 / n).
+        assert weight.square().mean().item() * outputs / 2 == pytest.approx(1, abs=4 * (2 / weight.numel()) ** 0.5)
+
+
+def test_resnet18_makes_4_by_4_pixels_of_a_32_by_32_image():
+    seen = []
+    with torch.device("meta"):
+        model = build_model("resnet18", 3)
+        model.avgpool.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+        model(torch.zeros(1, 3, 32, 32))
+    assert seen == [(1, 512, 4, 4)]
+
+
 def test_the_lessons_networks_stay_within_their_promised_sizes():
     assert parameters(build_model("cnn")) <= 450_000
     assert 1.1e6 <= parameters(build_model("vgg_small", 3)) <= 1.3e6
