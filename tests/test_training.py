@@ -505,9 +505,18 @@ def test_an_accuracy_that_falls_a_little_and_a_short_training_that_learns_nothin
     assert not recwarn.list
 
 
+MANY_STEPS = {"epochs": 18, "batch_size": 16}
+
+
 def test_a_network_that_has_learned_nothing_after_many_steps_warns():
     with pytest.warns(UserWarning, match="has learned nothing"):
-        run(net(), epochs=18, batch_size=16, lr=1e-12)
+        run(net(), **MANY_STEPS, lr=1e-12)
+
+
+def test_a_network_that_has_learned_in_as_many_steps_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert max(run(net(), **MANY_STEPS).validation_accuracy) > 0.9
 
 
 def test_a_diverged_training_in_its_first_epoch_gives_back_the_weights_it_was_given():
