@@ -1,5 +1,6 @@
 import copy
 import math
+import operator
 import re
 import warnings
 
@@ -13,6 +14,8 @@ from torch.nn.utils import prune
 
 from qsal_helpers import PACT, Precision, build_model, describe, pact, quantize, quantize_uniform, quantize_weight
 from qsal_helpers.quantization import (
+    _PASSING,
+    _PASSING_CALLS,
     ALPHA_MIN,
     SCHEMES,
     QuantConv2d,
@@ -1106,6 +1109,85 @@ def test_what_only_changes_the_shape_leaves_numbers_rounded(join):
         warnings.simplefilter("error")
         model = quantize(Reads(join), "w2a2")
     assert model.last.activation_bits == 8
+
+
+MEANS = {
+    nn.AvgPool2d: nn.AvgPool2d(2),
+    nn.AdaptiveAvgPool2d: nn.AdaptiveAvgPool2d(1),
+    F.avg_pool2d: lambda x: F.avg_pool2d(x, 2),
+    F.adaptive_avg_pool2d: lambda x: F.adaptive_avg_pool2d(x, 1),
+    torch.mean: lambda x: torch.mean(x, 3),
+    "mean": lambda x: x.mean(3),
+}
+HANDING_ON = {
+    nn.MaxPool2d: nn.MaxPool2d(2),
+    nn.AdaptiveMaxPool2d: nn.AdaptiveMaxPool2d(1),
+    nn.Flatten: nn.Flatten(),
+    nn.Unflatten: nn.Unflatten(1, (2, 1)),
+    nn.Identity: nn.Identity(),
+    nn.Dropout: nn.Dropout().eval(),
+    nn.Dropout2d: nn.Dropout2d().eval(),
+    nn.ZeroPad2d: nn.ZeroPad2d(1),
+    F.max_pool2d: lambda x: F.max_pool2d(x, 2),
+    F.adaptive_max_pool2d: lambda x: F.adaptive_max_pool2d(x, 1),
+    F.dropout: lambda x: F.dropout(x, training=False),
+    F.pad: lambda x: F.pad(x, (1, 1)),
+    operator.getitem: lambda x: x[:, :1],
+    torch.cat: lambda x: torch.cat([x, x]),
+    torch.flatten: lambda x: torch.flatten(x, 1),
+    torch.reshape: lambda x: torch.reshape(x, (-1, 4)),
+    torch.permute: lambda x: torch.permute(x, (0, 2, 3, 1)),
+    torch.transpose: lambda x: torch.transpose(x, 1, 2),
+    torch.squeeze: lambda x: torch.squeeze(x),
+    torch.unsqueeze: lambda x: torch.unsqueeze(x, 0),
+    torch.chunk: lambda x: torch.chunk(x, 2),
+    torch.split: lambda x: torch.split(x, 1),
+    "flatten": lambda x: x.flatten(1),
+    "view": lambda x: x.view(-1, 4),
+    "reshape": lambda x: x.reshape(-1, 4),
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "transpose": lambda x: x.transpose(1, 2),
+    "contiguous": lambda x: x.contiguous(),
+    "squeeze": lambda x: x.squeeze(),
+    "unsqueeze": lambda x: x.unsqueeze(0),
+    "chunk": lambda x: x.chunk(2),
+    "split": lambda x: x.split(1),
+}
+
+
+def test_every_operation_that_is_said_to_pass_numbers_on_is_tried():
+    assert MEANS.keys() | HANDING_ON.keys() == {*_PASSING, *_PASSING_CALLS}
+
+
+@pytest.mark.parametrize("name", [*MEANS, *HANDING_ON], ids=lambda name: getattr(name, "__name__", name))
+def test_what_only_passes_numbers_on_keeps_the_bits(name, recwarn):
+    passing = (MEANS | HANDING_ON)[name]
+    net = Reads(lambda a, b: passing(b))
+    if isinstance(passing, nn.Module):
+        net.passing = passing
+    assert quantize(net, Precision(2, 2, last=4)).last.activation_bits == 4 and not recwarn.list
+    x = pact(seeded(4, 2, 4, 4), 1.0, 2)
+    after = passing(x)
+    levels = torch.cat(after).unique() if isinstance(after, tuple) else after.unique()
+    assert torch.isin(levels, x.unique()).all() or name in MEANS
+
+
+def test_dropout_and_pooling_hide_no_bits_of_the_guided_papers_network():
+    rows = describe(quantize(build_model("guided_paper_cnn"), "w4a4"))
+    assert [(row["name"], row["activation_bits"]) for row in rows] == [
+        ("conv1", 8),
+        ("conv2", 4),
+        ("fc1", 4),
+        ("fc2", 8),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_network_of_another_dtype_has_alphas_of_it_and_is_counted_with_an_image_of_it(dtype):
+    model, seen = quantize(build_model("lenet5").to(dtype), "w4a4"), []
+    model.conv1.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    assert describe(model) == describe(quantize(build_model("lenet5"), "w4a4"))
+    assert {module.alpha.dtype for module in model.modules() if isinstance(module, PACT)} == {dtype} == set(seen)
 
 
 def test_a_layer_that_reads_float_numbers_at_one_of_its_two_calls_is_warned_of():
