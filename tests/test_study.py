@@ -415,6 +415,29 @@ def test_the_table_leaves_out_a_measure_that_no_record_has(tmp_path, capsys):
     assert "gradient: gini" in shown and "foreground mass" not in shown and "nan" not in shown
 
 
+def test_a_list_names_every_run_of_a_group_and_whether_it_is_to_do(done, monkeypatch, capsys):
+    folder, (bad, good), records = done
+    monkeypatch.setattr(study, "plan", lambda: {"mine": [good, LONGER, bad], "another": [TAUGHT]})
+    study.main(["list", "--folder", str(folder), "--group", "mine"])
+    finished, waiting, failed = capsys.readouterr().out.splitlines()
+    assert finished.startswith(f"{good.id}: accuracy {records[1]['accuracy']:.2%}, ")
+    assert waiting == f"{LONGER.id}: to do"
+    assert failed == f"{bad.id}: failed: {records[0]['reason']}"
+
+
+def test_the_agreement_of_a_group_and_its_twins_becomes_a_table_of_its_own(done, monkeypatch, tmp_path):
+    folder, (_, good), _ = done
+    changes = ({"seed": 1}, {"start": "twin"}, {"seed": 2})
+    other, twin, foreign = (dataclasses.replace(good, **change) for change in changes)
+    for run in (good, other, twin, foreign):
+        shutil.copy(folder / f"{good.id}.safetensors", tmp_path / f"{run.id}.safetensors")
+    monkeypatch.setattr(study, "plan", lambda: {"mine": [good, other], "twin-mine": [twin], "another": [good, foreign]})
+    study.main(["agree", "--folder", str(tmp_path), "--group", "mine"])
+    (path,) = tmp_path.glob("*.csv")
+    assert path.name == "agreement-mine.csv"
+    assert pd.read_csv(path).equals(agreement([good, other, twin], tmp_path, progress=False))
+
+
 def test_agreement_refuses_options_that_it_would_not_heed():
     with pytest.raises(SystemExit):
         study.main(["agree", "--seeds", "1"])
@@ -527,18 +550,17 @@ def test_a_cluster_gives_the_same_records_although_one_of_its_workers_is_killed(
             pid_of = {pid: worker for worker, pid in client.run(os.getpid).items()}
 
             def kill_one():
-                while not any(client.processing().values()):
+                while not at_work:
                     time.sleep(0.05)
-                victim, worker = next(pair for pair in pid_of.items() if client.processing()[pair[1]])
-                time.sleep(1)
-                at_work.extend(client.processing()[worker])
-                os.kill(victim, signal.SIGKILL)
+                    given = client.processing()
+                    at_work.extend(pid for pid, worker in pid_of.items() if given[worker])
+                os.kill(at_work[0], signal.SIGKILL)
 
-            killer = threading.Thread(target=kill_one)
+            killer = threading.Thread(target=kill_one, daemon=True)
             killer.start()
             records = run_all(runs, tmp_path / "records", client=client, progress=False)
-            killer.join()
-            assert at_work, "the worker had nothing to do any more when it was killed"
+            killer.join(timeout=10)
+            assert at_work, "no worker had anything to do"
             assert len(client.scheduler_info()["workers"]) == 1
     finally:
         for process in reversed(started):
