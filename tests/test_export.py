@@ -1,6 +1,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import subprocess
 import venv
 from collections import OrderedDict
@@ -50,8 +51,9 @@ def stirred(model, seed=0):
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             module.running_mean.normal_(0, 0.2, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
-            module.weight.data.normal_(1, 0.5, generator=generator)
-            module.bias.data.normal_(0, 0.2, generator=generator)
+            if module.affine:
+                module.weight.data.normal_(1, 0.5, generator=generator)
+                module.bias.data.normal_(0, 0.2, generator=generator)
         elif isinstance(module, PACT):
             module.alpha.data.mul_(0.7 + 0.3 * torch.rand((), generator=generator))
     return model.eval()
@@ -170,16 +172,16 @@ def test_integers_mean_what_the_fake_quantized_model_means(name, precision):
     channels=st.integers(1, 3),
     width=st.integers(1, 5),
     window=st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(0, 2)),  # size, stride, padding
-    normed=st.booleans(),
+    norm=st.sampled_from([nn.Identity, nn.BatchNorm2d, functools.partial(nn.BatchNorm2d, affine=False)]),
     pool=st.sampled_from([nn.MaxPool2d(2), nn.MaxPool2d(3, 2, padding=1), nn.AvgPool2d(2), nn.Identity()]),
     scheme=st.sampled_from(["sawb", "dorefa", "minmax"]),
     precision=st.sampled_from(["w2a2", "w3a5", "w4a4", "w2a8", "w8a8"]),
 )
-def test_any_small_network_agrees(tmp_path_factory, seed, channels, width, window, normed, pool, scheme, precision):
+def test_any_small_network_agrees(tmp_path_factory, seed, channels, width, window, norm, pool, scheme, precision):
     torch.manual_seed(seed)
     data = random_data(channels, 9, seed=seed)
-    layers = [nn.Conv2d(channels, width, *window, bias=not normed)]
-    layers += [nn.BatchNorm2d(width)] * normed + [nn.ReLU(), pool, nn.Conv2d(width, 4, 2, padding=1), nn.ReLU()]
+    layers = [nn.Conv2d(channels, width, *window, bias=norm is nn.Identity), norm(width)]
+    layers += [nn.ReLU(), pool, nn.Conv2d(width, 4, 2, padding=1), nn.ReLU()]
     layers += [nn.Flatten(), nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3)]
     float_model = nn.Sequential(*layers)
     float_model(torch.zeros(2, channels, 9, 9))
@@ -495,13 +497,51 @@ def plus_itself(a, b):
     [
         (lambda a, b: torch.add(a, b, alpha=3), "add"),
         (plus_itself, "iadd"),
+        (lambda a, b: a + b[:, :1], "add"),
         (lambda a, b: F.pad(a, (0, 2, 1, 0), value=1.0) + F.pad(b, (0, 2, 1, 0)), "pad"),
+        (lambda a, b: F.pad(a, (0, -1)) + F.pad(b, (0, -1)), "pad"),
+        (lambda a, b: a[:1, :] + b[:1, :], "getitem"),
     ],
-    ids=["a sum with a factor", "a sum that overwrites what is read later", "padding with ones"],
+    ids=[
+        "a sum with a factor",
+        "a sum that overwrites what is read later",
+        "a sum of two shapes",
+        "padding with ones",
+        "padding that cuts",
+        "a slice of the batch",
+    ],
 )
-def test_what_is_nearly_a_sum_or_a_padding_with_zeros_is_refused(join, what):
+def test_what_is_nearly_a_sum_a_padding_with_zeros_or_a_slice_of_each_image_is_refused(join, what):
     with pytest.raises(ValueError, match=f"{what}.* cannot be exported"):
         fold(Joining(join), random_data(1, 12))
+
+
+@pytest.mark.parametrize("ends_with", [lambda one, last: one, lambda one, last: (last, one)], ids=["earlier", "two"])
+def test_a_model_that_returns_anything_but_its_last_result_is_refused(ends_with):
+    class Ending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.last = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)
+
+        def forward(self, x):
+            x = self.one(x)
+            return ends_with(x, self.last(x))
+
+    with pytest.raises(ValueError, match="must return one tensor, the result of its last operation"):
+        fold(Ending(), random_data(1, 12))
+
+
+def test_a_layer_with_the_name_of_the_input_is_refused():
+    with pytest.raises(ValueError, match="uses the name 'image' twice"):
+        fold(named(image=nn.Conv2d(1, 2, 3)), random_data(1, 12))
+
+
+def test_values_that_64_bits_cannot_hold_are_refused():
+    layers = [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(200, 2)]
+    model = quantize(nn.Sequential(*layers), "w4a4")
+    model[1].running_mean.fill_(1e17)
+    with pytest.raises(ValueError, match="2 cannot be turned into integers: its values reach .* steps"):
+        to_integer(model, random_data(1, 12))
 
 
 def overwriting_sum(a, b):
