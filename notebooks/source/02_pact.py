@@ -397,7 +397,7 @@ for precision, other in (("w4a4", "fp32"), ("w2a2", "fp32"), ("w2a2", "w4a4")):
 # stands at the end of each line. It is the chance of the test images alone. That of the seed comes on top.
 #
 # Now read the losses beside it: none is twice as large. So on this data, with this network, two seeds cannot tell 4
-# bits from float, nor 2 bits, nor the two from each other. On average w4a4 lost 0.2 points and w2a2 gained 0.1. How
+# bits from float, nor 2 bits, nor the two from each other. On average w4a4 gained 0.2 points and w2a2 0.1. How
 # large a loss may still hide behind the seeds, two seeds cannot say: that takes more of them, and more test images.
 #
 # For comparison, the PACT paper with ResNet-20 on CIFAR-10, 200 epochs: 91.6 % in full precision, 91.3 % at 4 bits,
@@ -446,17 +446,16 @@ for name, some in runs.items():
 # %% [markdown]
 # Three things stand in the figure and in these numbers.
 #
-# - Frozen too small costs accuracy, and learning wins back about half of what was lost.
+# - Frozen too small costs accuracy, and learning wins back about two thirds of what was lost.
 # - Frozen at a good value is no worse than learned from there. And neither bad start learned its way to a good one:
-#   from 10 they end five points below what was learned from the default, from 0.25 six. So in a training as short as
-#   this one PACT does not spare the search.
+#   from 0.25 they end three and a half points below what was learned from the default, from 10 six. So in a training as
+#   short as this one PACT does not spare the search.
 # - Started at 10, both networks lose points. Alpha hardly moves, so the two are nearly the same, frozen or learned, and
-#   what lies between their accuracies is mostly chance. Two seeds of one setting lie up to two points apart here, once
-#   five. Do not read anything into differences of that size.
+#   what lies between their accuracies is mostly chance. Two seeds of one setting lie up to three points apart here. Do
+#   not read anything into differences of that size.
 #
-# From 0.25 three of the four alphas climb. The fourth, `relu2`, falls to 0.03. Decay, of which more below, would have
-# left it near 0.25: where much is clipped the loss pulls hard, and it can pull either way. Why then does none of them
-# descend from 10?
+# From 0.25 all four alphas climb: where much is clipped the loss pulls hard. (It can pull either way. With the same
+# seed on another kind of processor `relu2` fell to 0.03.) Why then does none of them descend from 10?
 
 # %% [markdown]
 # ## What pulls alpha down where nothing is clipped?
@@ -604,9 +603,9 @@ spreads = {name.replace("\n", " "): round(max(v) - min(v), 2) for name, v in ({"
 print("points between the two seeds:", spreads)
 
 # %% [markdown]
-# First the spread: the two float networks alone, "none", lie 1.5 points apart, the other pairs 1.3 to 2.4. Only one
-# mean lies more than 1.5 points from the float networks': the one with 2 bits at both ends. So do not read a ranking
-# into the rest. Lesson 06 asks again about the ends, with five seeds.
+# First the spread: the two float networks alone, "none", lie 1.4 points apart, the other pairs 0.6 to 1.8. No mean lies
+# that far from the float networks'. So do not read a ranking into them. Lesson 06 asks again about the ends, with five
+# seeds.
 #
 # In the paper 2-bit ends nearly double the error, and most of that comes from the first layer. Many things differ: our
 # images are easier and grey, our network has five layers instead of twenty, and we leave the network's input, an 8-bit
@@ -654,8 +653,8 @@ for name, inputs in inputs_of(model, ["relu1", "relu2", "relu3"], data.train.ima
 # - PyTorch's `clamp` changed its slope at the ends; code that relies on it changes with the version.
 # - Trained with the quantizers in place, 4 and 2 bits cost no more here than two seeds can tell from chance.
 # - The loss moves alpha only while something is clipped. Where nothing is, weight decay pulls it down, slowly.
-# - A good fixed clip was as good as a learned one. Learning mended about half of the loss from a clip that was too
-#   small, and next to nothing from one that was too large: in a short training alpha must start near.
+# - A good fixed clip was as good as a learned one. Learning mended about two thirds of the loss from a clip that was
+#   too small, and next to nothing from one that was too large: in a short training alpha must start near.
 # - DoReFa forgets the size of the weights; a layer without batch-norm behind it cannot bear that.
 
 # %% [markdown]

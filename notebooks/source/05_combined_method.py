@@ -473,8 +473,8 @@ _ = checks.check_pareto_front(my_pareto_front)
 print(plots.pareto_front(np.array([[-300, 90], [-100, 88], [-150, 87]])).tolist())
 
 # %% [markdown]
-# Here are our networks. Rings mark the front when size and the title's measure are the two wishes; a line joins them.
-# Filled points are guided.
+# Here are our networks. A line joins those of the front when size and the title's measure are the two wishes. A network
+# on a rising stretch of it is beaten by the one above, of the same size. Filled points are guided.
 
 
 # %%
