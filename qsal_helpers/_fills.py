@@ -5,7 +5,14 @@ from torch import Tensor
 
 
 def black(x: Tensor) -> Tensor:
-    """Return the least value of each channel of the images x, ``(1, C, 1, 1)``: black, once they are normalised."""
+    """Return the least value of each channel of the images x, ``(1, C, 1, 1)``: black, once they are normalised.
+
+    Examples
+    --------
+    >>> import torch
+    >>> black(torch.tensor([[[[-1.0, 2.0]]], [[[0.0, 1.0]]]])).tolist()
+    [[[[-1.0]]]]
+    """
     return x.amin((0, 2, 3), keepdim=True)
 
 
