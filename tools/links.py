@@ -61,9 +61,9 @@ def with_links(readme: str, repository: str) -> str:
     """Return the README's text with its links, and the line that clones the repository, for this address."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
-    source = f"https://github.com/{repository}.git" if repository else "<address of this repository>"
+    source = f"https://github.com/{repository}.git" if repository else "<address of this repository> qsal"
     folder = repository.split("/")[1] if repository else "qsal"
-    clone = f"git clone {source} {folder} && cd {folder}\nmake lab"
+    clone = f"git clone {source} && cd {folder}\nmake lab"
     after = re.sub(r"git clone .* && cd \S+\nmake lab", lambda _: clone, after)
     return f"{before}{BEGIN}\n{block(repository)}\n{END}{after}"
 
