@@ -33,7 +33,9 @@ class PeakMemory(threading.Thread):
             total = 0
             for process in psutil.Process().children(recursive=True):
                 try:
-                    total += process.memory_info().rss
+                    # One that was forked a moment ago still shares its parent's memory, which would count twice.
+                    if time.time() - process.create_time() > 0.1:
+                        total += process.memory_info().rss
                 except psutil.Error:  # the process ended since the list was made
                     continue
             self.peak = max(self.peak, total)
