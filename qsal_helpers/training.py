@@ -219,12 +219,14 @@ def fit(
         f"weight_decay={float(weight_decay)}",
         f"validation={float(validation)}",
         f"augment={augment}",
-        f"{len(data.train)} images of {data.name} with the checksum {_checksum(data)}",
+        f"{len(data.train)} images of {data.name}",
         f"a {type(model).__name__} of {getattr(model, 'precision', 'fp32')!r}",
         f"the scheme {getattr(model, 'scheme', None)}",
-        f"layers with the checksum {zlib.crc32(repr(_structure(model)).encode()):08x}",
         f"the objective {_description(objective)}",
     ]
+    if resume is not None:
+        layers = zlib.crc32(repr(_structure(model)).encode())
+        made_for += [f"layers with the checksum {layers:08x}", f"pixels with the checksum {_checksum(data)}"]
     history, best_accuracy, best_state = History(), -1.0, _state(model)
     step = 0
     bar = tqdm(total=steps, disable=not progress, leave=False, unit="batch", desc=f"epoch 1/{epochs}")
