@@ -28,6 +28,7 @@ from torch import nn
 
 from qsal_helpers import build_model, load_data, quantize
 from qsal_helpers.export import align_biases, latencies, onnx_session, peak_memory, save_onnx
+from qsal_helpers.study import machine
 
 NETWORKS = ("vgg_small", "lenet5")
 BATCHES = (1, 64)
@@ -46,15 +47,6 @@ PRODUCTS = (
     ("cnn fc1, 1 image", 1, 48 * 7 * 7, 128),
     ("cnn fc1, 64 images", 64, 48 * 7 * 7, 128),
 )
-
-
-def processor() -> str:
-    """Return the processor's name, as well as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def network(name: str) -> nn.Module:
@@ -172,8 +164,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=300, help="calls at batch 1; fewer for larger batches")
     options = parser.parse_args()
     print(
-        f"{processor()}, {options.threads} thread(s); onnxruntime {onnxruntime.__version__}, onnx {onnx.__version__}, "
-        f"torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}\n"
+        f"{machine()['processor']}, {options.threads} thread(s); onnxruntime {onnxruntime.__version__}, "
+        f"onnx {onnx.__version__}, torch {torch.__version__}, numpy {np.__version__}, "
+        f"Python {platform.python_version()}\n"
     )
     heads = ["network", "precision", "storage", "bytes", "of fp32"]
     for batch in BATCHES:

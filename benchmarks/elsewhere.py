@@ -5,7 +5,6 @@ extra `bench`; the rows on DataLoader and on growth need the full FashionMNIST (
 """
 
 import argparse
-import platform
 import resource
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from qsal_helpers import build_model, load_data, quantize
 from qsal_helpers.data import batches
 from qsal_helpers.metrics import deletion_auc
 from qsal_helpers.saliency import saliency_map
+from qsal_helpers.study import machine
 
 GROWTH = """
 import sys, time
@@ -187,9 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {machine()['processor']}\n")
     print("| what | ours | theirs | ratio | target |\n|---|---|---|---|---|")
     parts = [
         lambda: import_row(rounds),

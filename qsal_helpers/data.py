@@ -378,8 +378,7 @@ def batches(
     if not isinstance(split, Split) or not isinstance(data, ImageData):
         found = type(split).__name__, type(data).__name__
         raise TypeError(f"batches takes a Split and the ImageData it is from, got {found[0]} and {found[1]}.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, a whole number, got {batch_size!r}.")
+    check_whole(batch_size, "batch_size")
     if not isinstance(generator, torch.Generator | None):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
     check_flag(shuffle, "shuffle")

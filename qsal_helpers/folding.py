@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -110,7 +111,7 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
         raise ValueError(f"{type(model).__name__} cannot be exported: it cannot take images {image_shape}") from error
     for node in list(graph.nodes):
         if node.op == "call_module" and isinstance(model.get_submodule(node.target), _IGNORED):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
 
     steps: dict[str, Step] = {}
@@ -124,7 +125,7 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
         module = model.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             source = steps[inputs[0]]
-            if source.kind != "layer" or len(node.args[0].users) > 1:
+            if source.kind != "layer" or len(node.all_input_nodes[0].users) > 1:
                 raise ValueError(
                     f"{node.target} cannot be folded: a batch-norm must directly follow a Conv2d or Linear"
                 )
@@ -145,7 +146,7 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
     args, target = node.args, node.target
     if node.op == "placeholder":
         return "image", None, {"mean": np.array(data.mean, float), "std": np.array(data.std, float)}
-    if isinstance(module, nn.Linear) and len(args[0].meta["tensor_meta"].shape) != 2:
+    if isinstance(module, nn.Linear) and len(node.all_input_nodes[0].meta["tensor_meta"].shape) != 2:
         raise ValueError(f"{target} cannot be exported: a Linear must read (B, features); flatten its input first")
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         return "layer", _layer(module, target), {}
@@ -164,7 +165,7 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
     ):
         return "average_pool", None, _window(module)
     if isinstance(module, nn.AdaptiveAvgPool2d) and _pair(module.output_size) == (1, 1):
-        side = tuple(node.args[0].meta["tensor_meta"].shape[2:])
+        side = tuple(node.all_input_nodes[0].meta["tensor_meta"].shape[2:])
         return "average_pool", None, {"kernel": side, "stride": side, "padding": (0, 0)}
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
         return "flatten", None, {}
@@ -299,7 +300,7 @@ def align_biases(model: nn.Module, data: ImageData) -> nn.Module:
     What changes are parameters of the layer or of the batch-norm behind it, so that the float model, too, has the
     biases of the exported ones. With 8-bit weights and 8-bit activations there is little room between the borders, and
     with several colours, whose steps differ, the sums of the first layer lie too dense: there a rare activation may
-    still fall on either side.
+    still fall on either side. A layer that is used several times keeps its bias.
 
     Examples
     --------
@@ -312,8 +313,10 @@ def align_biases(model: nn.Module, data: ImageData) -> nn.Module:
     model = copy.deepcopy(model)
     steps = {step.name: step for step in fold(model, data)}
     inputs, grids = integer_inputs(list(steps.values())), _grids(steps)
+    uses = Counter(step.layer.bias_holder for step in steps.values() if step.kind == "layer")
     for name, step in steps.items():
-        if step.kind != "layer" or step.layer.bits == 32:
+        # One bias cannot serve two places, each with sums and borders of its own.
+        if step.kind != "layer" or step.layer.bits == 32 or uses[step.layer.bias_holder] > 1:
             continue
         layer, holder = step.layer, model.get_submodule(step.layer.bias_holder)
         accumulator = layer.scale * grids.get(step.inputs[0], (0.0, None))[0]

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_flag, check_number, check_seed, check_whole
-from ._fills import black, blurred
+from ._fills import as_pixels, black, blurred
 from ._forward import logits_of
 from ._random import seeded
 from .saliency import MOST_COPIES, _calls_of, device_of, evaluating, explained_classes, saliency_map
@@ -118,71 +118,36 @@ def _area(
     check_whole(steps, "steps", high=MOST_COPIES)
     check_whole(batch_size, "batch_size")
     check_flag(return_curve, "return_curve")
-    pixels = maps[0].numel() if len(maps) else 1
-    deleted = torch.tensor([round(k * pixels / steps) for k in range(steps + 1)])
-    if len(x):
-        device = device_of(model, x)
-        target = explained_classes(model, x, target, batch_size).to(device)
-        with evaluating(model), torch.inference_mode():
-            curve = _curve(
-                model, x.to(device), maps.to(device), target, deleted.to(device), fill, batch_size, inserting
-            )
-        curve = torch.where(_finite(maps)[:, None], curve.to(x.device), math.nan)
-    else:
-        curve = x.new_empty(0, steps + 1, dtype=torch.float32)
-    return curve if return_curve else torch.trapezoid(curve, (deleted / pixels).to(curve), dim=1)
-
-
-def _curve(
-    model: nn.Module,
-    x: Tensor,
-    maps: Tensor,
-    target: Tensor,
-    deleted: Tensor,
-    fill: str | float | Sequence[float] | Tensor,
-    batch_size: int,
-    inserting: bool,
-) -> Tensor:
-    number, _, height, width = x.shape
-    empty = _filling(x, fill).expand_as(x)
+    if not len(x):
+        return x.new_empty((0, steps + 1) if return_curve else 0, dtype=torch.float32)
+    home, device, finite = x.device, device_of(model, x), _finite(maps)
+    target = explained_classes(model, x, target, batch_size).to(device)
+    x, maps, pixels = x.to(device), maps.to(device), maps[0].numel()
+    deleted = torch.tensor([round(k * pixels / steps) for k in range(steps + 1)], device=device)
+    named = {"black": black, "blur": blurred}.get(fill) if isinstance(fill, str) else None
+    empty = (named(x) if named else as_pixels(fill, x, "fill", "'black', 'blur', ")).expand_as(x)
     before, after = (empty, x) if inserting else (x, empty)
     order = maps.flatten(1).nan_to_num().argsort(dim=1, descending=True, stable=True)
-    position = order.argsort(dim=1).view(number, 1, height, width)
+    position = order.argsort(dim=1).view(len(x), 1, *x.shape[2:])
     # Pixels that hold the fill already change nothing: a step that touches only such pixels needs no forward pass.
     differs = (before != after).any(1).flatten(1).gather(1, order)
     changed = F.pad(differs.cumsum(1), (1, 0))[:, deleted]
     new = F.pad(changed[:, 1:] != changed[:, :-1], (1, 0), value=True)
     found = []
-    for rows in new.flatten().nonzero()[:, 0].split(batch_size):
-        image, k = rows // len(deleted), rows % len(deleted)
-        replaced = position[image] < deleted[k].view(-1, 1, 1, 1)
-        perturbed = torch.where(replaced, after[image], before[image])
-        logits = model(perturbed.to(memory_format=torch.channels_last))
-        if logits.shape[1] < 2:
-            raise ValueError("the probability of the only class is always 1; give the model a logit for each of two")
-        found.append(logits.softmax(1).gather(1, target[image][:, None])[:, 0])
-    return torch.cat(found)[new.flatten().cumsum(0) - 1].view(number, len(deleted)).float()
-
-
-def _filling(x: Tensor, fill: str | float | Sequence[float] | Tensor) -> Tensor:
-    if isinstance(fill, str):
-        if fill == "black":
-            return black(x)
-        if fill == "blur":
-            return blurred(x)
-        raise ValueError(f"fill must be 'black', 'blur', a number, one number a channel, or images; got {fill!r}")
-    try:
-        values = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"fill must be 'black', 'blur', a number, one number a channel, or images; got {type(fill).__name__}"
-        ) from None
-    values = values.view(-1, 1, 1) if values.dim() == 1 else values
-    try:
-        values.expand_as(x)
-    except RuntimeError:
-        raise ValueError(f"fill of shape {tuple(values.shape)} does not fit images {tuple(x.shape)}") from None
-    return values
+    with evaluating(model), torch.inference_mode():
+        for rows in new.flatten().nonzero()[:, 0].split(batch_size):
+            image, k = rows // len(deleted), rows % len(deleted)
+            replaced = position[image] < deleted[k].view(-1, 1, 1, 1)
+            perturbed = torch.where(replaced, after[image], before[image])
+            logits = model(perturbed.to(memory_format=torch.channels_last))
+            if logits.shape[1] < 2:
+                raise ValueError(
+                    "the probability of the only class is always 1; give the model a logit for each of two"
+                )
+            found.append(logits.softmax(1).gather(1, target[image][:, None])[:, 0].float())
+    curve = torch.cat(found)[new.flatten().cumsum(0) - 1].view_as(changed).to(home)
+    curve = torch.where(finite[:, None], curve, math.nan)
+    return curve if return_curve else torch.trapezoid(curve, (deleted / pixels).to(curve), dim=1)
 
 
 def infidelity(
@@ -305,13 +270,12 @@ def entropy(maps: Tensor) -> Tensor:
 # ---------------------------------------------------------------- on the object?
 
 
-def object_mask(images: Tensor, threshold: int = 0) -> Tensor:
+def object_mask(images: Tensor) -> Tensor:
     """Return which pixels belong to the object, on images whose background is black (MNIST, FashionMNIST).
 
     Parameters
     ----------
     images : raw, uint8 ``(N, C, H, W)``.
-    threshold : a pixel is the object's if any channel is above it.
 
     Returns
     -------
@@ -325,8 +289,7 @@ def object_mask(images: Tensor, threshold: int = 0) -> Tensor:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
         kind = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"object_mask takes raw images, uint8 (N, C, H, W), not normalised ones; got {kind}")
-    check_whole(threshold, "threshold", 0, 255)
-    return (images > threshold).any(1)
+    return (images > 0).any(1)
 
 
 def foreground_mass(maps: Tensor, mask: Tensor) -> Tensor:
@@ -447,16 +410,16 @@ def _top(maps: Tensor, k: int) -> Tensor:
     return torch.zeros_like(values, dtype=torch.bool).scatter_(1, chosen, True)
 
 
-def ssim(maps: Tensor, others: Tensor, data_range: float | None = None) -> Tensor:
+def ssim(maps: Tensor, others: Tensor) -> Tensor:
     """Return the structural similarity of each pair of maps, -1 to 1; 1 for equal ones.
 
-    Wang et al. 2004, with their 11 x 11 Gaussian window (sigma 1.5), K1 = 0.01 and K2 = 0.03, without padding.
+    Wang et al. 2004, with their 11 x 11 Gaussian window (sigma 1.5), K1 = 0.01 and K2 = 0.03, without padding. Each map
+    is first stretched to 0 ... 1 by itself, because the maps of two models have no common unit; a constant map becomes
+    zeros.
 
     Parameters
     ----------
     maps, others : ``(N, H, W)``, H and W at least 11.
-    data_range : the distance from the smallest to the largest possible value. ``None``: each map is first stretched to
-        0 ... 1 by itself, because the maps of two models have no common unit; a constant map becomes zeros.
 
     Returns
     -------
@@ -471,18 +434,14 @@ def ssim(maps: Tensor, others: Tensor, data_range: float | None = None) -> Tenso
     _check_pair(maps, others)
     if min(maps.shape[1:]) < 11:
         raise ValueError(f"ssim needs maps of at least 11 x 11 pixels; got {tuple(maps.shape[1:])}")
-    a, b = maps.double().unsqueeze(1), others.double().unsqueeze(1)
-    if data_range is not None:
-        check_number(data_range, "data_range", high=1e30)
-    if data_range is None:
-        a, b, data_range = _stretched(a), _stretched(b), 1.0
+    a, b = (_stretched(m.double().unsqueeze(1)) for m in (maps, others))
     window = torch.exp(-torch.arange(-5, 6, dtype=torch.float64, device=a.device).square() / (2 * 1.5**2))
     window = window / window.sum()
     blur = lambda m: F.conv2d(F.conv2d(m, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
     mean_a, mean_b = blur(a), blur(b)
     variance_a, variance_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
     covariance = blur(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))
     result = similarity.mean((1, 2, 3))
@@ -613,7 +572,7 @@ def sensitivity_max(
             # Captum hands over a tuple of inputs and wants a tuple of maps. It repeats the targets for its copies of
             # the images, but not the target of a single image.
             explain = lambda images, target: (
-                saliency_map(model, *images, target.expand(len(images[0])), method, **options),
+                saliency_map(model, images[0].to(x.dtype), target.expand(len(images[0])), method, **options),
             )
             changes = {"perturb_radius": radius, "n_perturb_samples": samples}
             found.append(captum_sensitivity_max(explain, batch, target=target[here].to(device), **changes))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from ._arguments import check_choice, check_path, check_whole
+from ._arguments import check_choice, check_path, check_whole, first_line
 from .checkpoints import _write
 from .folding import Layer, Step, container_codes, fold, integer_inputs
 
@@ -139,13 +139,10 @@ def onnx_session(path: str | os.PathLike, threads: int | None = None) -> Inferen
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class of its own for each way to fail, without a common one
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be run ({reason}); write it again with save_onnx") from error
+        raise ValueError(f"{path} cannot be run ({first_line(error)}); write it again with save_onnx") from error
 
 
-def latencies(
-    sessions: Mapping[Any, InferenceSession], batch: int, shape: tuple[int, ...] = (1, 28, 28), runs: int = 50
-) -> dict[Any, float]:
+def latencies(sessions: Mapping[Any, InferenceSession], batch: int, runs: int = 50) -> dict[Any, float]:
     """Return milliseconds for one call of each session: the median over `runs` calls that take turns.
 
     Taking turns gives each session the same share of whatever else the machine is doing. Images are random; how long
@@ -155,7 +152,6 @@ def latencies(
     ----------
     sessions : a name -> a session of `onnx_session`; one thread each (``threads=1``) gives the steadiest times.
     batch : images a call.
-    shape : ``(C, H, W)`` of an image.
 
     Examples
     --------
@@ -167,16 +163,15 @@ def latencies(
     """
     check_whole(batch, "batch", high=100_000)
     check_whole(runs, "runs")
-    if not isinstance(shape, (tuple, list)):
-        raise ValueError(f"shape must be (C, H, W); got {shape!r}")
-    for size in shape:
-        check_whole(size, "each size in shape", high=1024)
-    images = {"image": np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8)}
+    random, images = np.random.default_rng(0), {}
+    for name, session in sessions.items():
+        (image,) = session.get_inputs()
+        images[name] = {image.name: random.integers(0, 256, (batch, *image.shape[1:]), dtype=np.uint8)}
     times: dict[Any, list[float]] = {name: [] for name in sessions}
     for run in range(runs + 2):
         for name, session in sessions.items():
             started = time.perf_counter()
-            session.run(None, images)
+            session.run(None, images[name])
             if run >= 2:  # the first calls allocate
                 times[name].append(1000 * (time.perf_counter() - started))
     return {name: statistics.median(values) for name, values in times.items()}
@@ -246,7 +241,7 @@ def _check_file(content: bytes, path: str | os.PathLike) -> str:
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); write it again with save_onnx") from error
+        raise ValueError(f"{path} is damaged ({first_line(error)}); write it again with save_onnx") from error
     if storage is None:
         raise ValueError(f"{path} is truncated; write it again with save_onnx")
     return storage

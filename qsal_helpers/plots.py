@@ -224,12 +224,17 @@ def show_images(images: np.ndarray, titles: Sequence[str] = (), title: str = "")
     figure, axes = _figure_of_panels(len(images), most=8, row=9 / min(8, len(images)), rest=0.5)
     for i, (ax, image) in enumerate(zip(axes, images, strict=True)):
         ax.axis("off")
-        draw_image(ax, image)
+        _draw_image(ax, image)
         if i < len(titles):
             ax.set_title(titles[i], fontsize=11)
     if title:
         figure.suptitle(title)
     return figure
+
+
+def _set_titles(axes: Sequence[Any], *titles: str, **look: Any) -> None:
+    for ax, title in zip(axes, titles, strict=False):
+        ax.set_title(title, **look)
 
 
 def _hide_ticks(ax: Any) -> None:
@@ -253,14 +258,8 @@ def _legend_below(figure: Picture, ax: Any, columns: int = 4) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
 
 
-def draw_image(ax: Any, image: np.ndarray) -> None:
-    """Draw one image, ``(H, W)`` or ``(C, H, W)``, uint8 or float in [0, 1], on `ax` without ticks.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> draw_image(axes[0, 0], np.zeros((1, 28, 28), dtype=np.uint8))
-    """
+def _draw_image(ax: Any, image: np.ndarray) -> None:
+    """Draw one image, ``(H, W)`` or ``(C, H, W)``, uint8 or float in [0, 1], on `ax` without ticks."""
     image = np.asarray(image)
     if image.ndim == 3:
         image = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
@@ -305,7 +304,7 @@ def plot_history(history: History) -> Picture:
 # ---------------------------------------------------------------- parts that several lessons draw
 
 
-def draw_map(ax: Any, saliency: np.ndarray, top: float | None = None, signed: bool | None = None) -> Any:
+def _draw_map(ax: Any, saliency: np.ndarray, top: float | None = None, signed: bool | None = None) -> Any:
     """Draw a saliency map on `ax` and return the picture, which `Figure.colorbar` takes; bright pixels matter most.
 
     Parameters
@@ -314,11 +313,6 @@ def draw_map(ax: Any, saliency: np.ndarray, top: float | None = None, signed: bo
     top : the value of the last colour. By default the map's own 99th percentile, so that maps are compared by their
         shape and not by their size.
     signed : whether the colours diverge from white at 0; by default, if the map holds negative values.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> picture = draw_map(axes[0, 0], np.eye(28))
     """
     saliency = np.asarray(saliency)
     signed = bool((saliency < 0).any()) if signed is None else signed
@@ -329,14 +323,8 @@ def draw_map(ax: Any, saliency: np.ndarray, top: float | None = None, signed: bo
     return picture
 
 
-def draw_prediction(ax: Any, probabilities: np.ndarray, class_names: Sequence[str], colour: str, label: int) -> None:
-    """Draw a bar a class; the name of the right class, number `label`, is bold.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> draw_prediction(axes[0, 0], np.array([0.2, 0.8]), ["bag", "shirt"], COLOURS["fp32"], label=1)
-    """
+def _draw_prediction(ax: Any, probabilities: np.ndarray, class_names: Sequence[str], colour: str, label: int) -> None:
+    """Draw a bar a class; the name of the right class, number `label`, is bold."""
     ax.barh(range(len(class_names)), np.multiply(probabilities, 100), color=colour)
     ax.set_yticks(range(len(class_names)), class_names, fontsize=11)
     ax.get_yticklabels()[label].set_fontweight("bold")
@@ -345,14 +333,8 @@ def draw_prediction(ax: Any, probabilities: np.ndarray, class_names: Sequence[st
     ax.set(xlim=(0, 100), xticks=(0, 50, 100), xlabel="probability (%)")
 
 
-def draw_levels(ax: Any, levels: np.ndarray) -> None:
-    """Draw the levels of a grid as vertical lines over the whole height; of more than 64 only the two ends.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> draw_levels(axes[0, 0], np.array([-1.0, 0.0, 1.0]))
-    """
+def _draw_levels(ax: Any, levels: np.ndarray) -> None:
+    """Draw the levels of a grid as vertical lines over the whole height; of more than 64 only the two ends."""
     levels = np.unique(levels)
     drawn, label = (levels, "levels") if len(levels) <= 64 else (levels[[0, -1]], "ends of the levels")
     # One collection of lines is drawn several times faster than one line object a level.
@@ -408,12 +390,10 @@ def plot_explanations(
     """
     figure, axes = new_figure(len(probabilities), 3, height=3.3 * len(probabilities))
     for row, name in zip(axes, probabilities, strict=True):
-        draw_image(row[0], image)
-        row[0].set_title(f"image: {class_names[label]}")
-        draw_prediction(row[1], probabilities[name], class_names, COLOURS.get(name, COLOURS["data"]), label)
-        row[1].set_title(f"{name}: prediction")
-        draw_map(row[2], maps[name])
-        row[2].set_title(f"{name}: saliency map")
+        _draw_image(row[0], image)
+        _draw_prediction(row[1], probabilities[name], class_names, COLOURS.get(name, COLOURS["data"]), label)
+        _draw_map(row[2], maps[name])
+        _set_titles(row, f"image: {class_names[label]}", f"{name}: prediction", f"{name}: saliency map")
     return figure
 
 
@@ -428,10 +408,9 @@ def plot_prediction(
     >>> figure = plot_prediction(np.zeros((8, 8), np.uint8), np.array([0.1, 0.9]), ["bag", "shirt"], 1, "8 bits")
     """
     figure, axes = new_figure(1, 2, width_ratios=(1, 2))
-    draw_image(axes[0, 0], image)
-    axes[0, 0].set_title(f"image: {class_names[label]}")
-    draw_prediction(axes[0, 1], probabilities, class_names, COLOURS["data"], label)
-    axes[0, 1].set_title(title)
+    _draw_image(axes[0, 0], image)
+    _draw_prediction(axes[0, 1], probabilities, class_names, COLOURS["data"], label)
+    _set_titles(axes[0], f"image: {class_names[label]}", title)
     return figure
 
 
@@ -446,8 +425,7 @@ def plot_number_lines(low: float, high: float, bits: Sequence[int] = (2, 3, 4)) 
     --------
     >>> figure = plot_number_lines(-1, 1)
     """
-    figure, axes = new_figure(height=0.7 * len(bits) + 1.3)
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure(height=0.7 * len(bits) + 1.3)
     for row, b in enumerate(bits):
         levels = np.linspace(low, high, 2**b)
         ax.hlines(row, low, high, color=COLOURS["random"], linewidth=1)
@@ -471,8 +449,7 @@ def plot_rounding(x: np.ndarray, quantized: np.ndarray) -> Picture:
     >>> x = np.linspace(-1, 1, 99)
     >>> figure = plot_rounding(x, x.round())
     """
-    figure, axes = new_figure(1, 2)
-    stairs, saw = axes[0]
+    figure, [[stairs, saw]] = new_figure(1, 2)
     stairs.plot(x, x, "--", color=COLOURS["random"], linewidth=1.5, label="no rounding")
     stairs.plot(x, quantized, color=COLOURS["w2a2"], linewidth=2, label="quantized")
     stairs.set(title="Value in, level out", xlabel="value", ylabel="quantized value")
@@ -548,24 +525,16 @@ def plot_clipping(
     >>> figure = plot_clipping(np.linspace(-1, 1, 99), 2, 0.5, clips, clips**2 / 27, np.array([0.04, 0.0]))
     """
     figure, axes = new_figure(1, 2)
-    draw_weights(axes[0, 0], w, np.linspace(-clip, clip, 2**bits))
-    axes[0, 0].set_title(f"{2**bits} levels up to ±{clip:.2f}")
-    draw_errors(axes[0, 1], clips, rounding, clipping, clip)
-    axes[0, 1].set_title(f"Error at {bits} bits")
+    _draw_weights(axes[0, 0], w, np.linspace(-clip, clip, 2**bits))
+    _draw_errors(axes[0, 1], clips, rounding, clipping, clip)
+    _set_titles(axes[0], f"{2**bits} levels up to ±{clip:.2f}", f"Error at {bits} bits")
     return figure
 
 
-def draw_errors(
+def _draw_errors(
     ax: Any, clips: np.ndarray, rounding: np.ndarray, clipping: np.ndarray, clip: float, name: str = "clip"
 ) -> None:
-    """Draw the mean squared errors of rounding and clipping over the clip, a star at the least sum, a line at `clip`.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> clips = np.array([0.5, 1.0])
-    >>> draw_errors(axes[0, 0], clips, clips**2 / 27, np.array([0.04, 0.0]), clip=0.5)
-    """
+    """Draw the squared errors of rounding and clipping over the clip, a star at the least sum, a line at `clip`."""
     total = np.add(rounding, clipping)
     ax.plot(clips, rounding, "--", color=COLOURS["data"], linewidth=2, label="rounding")
     ax.plot(clips, clipping, ":", color=COLOURS["accent"], linewidth=2, label="clipping")
@@ -577,16 +546,10 @@ def draw_errors(
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=10)
 
 
-def draw_weights(ax: Any, w: np.ndarray, levels: np.ndarray) -> None:
-    """Draw a histogram of weights with the levels of a grid.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> draw_weights(axes[0, 0], np.linspace(-1, 1, 99), np.array([-1, 0, 1]))
-    """
+def _draw_weights(ax: Any, w: np.ndarray, levels: np.ndarray) -> None:
+    """Draw a histogram of weights with the levels of a grid."""
     ax.hist(np.ravel(w), bins=80, histtype="stepfilled", color=COLOURS["data"])
-    draw_levels(ax, levels)
+    _draw_levels(ax, levels)
     ax.grid(False)
     ax.locator_params(axis="x", nbins=5)
     ax.set(xlabel="weight", ylabel="how many")
@@ -629,8 +592,7 @@ def plot_accuracy(bits: Sequence[int], accuracies: dict[str, Sequence[float]], r
     --------
     >>> figure = plot_accuracy([8, 2], {"weights": [0.9, 0.3]}, reference=0.9)
     """
-    figure, axes = new_figure(height=4)
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure(height=4)
     colours = [COLOURS["w4a4"], COLOURS["accent"], COLOURS["w2a2"], COLOURS["mixed-4/2"]]
     for i, ((name, values), colour, marker) in enumerate(zip(accuracies.items(), colours, "os^D", strict=False)):
         # Each line is thinner than the one before, so that lines on top of each other can all be seen.
@@ -651,8 +613,7 @@ def plot_bars(values: dict[str, float], title: str, ylabel: str, reference: floa
     --------
     >>> figure = plot_bars({"conv1": 80.0, "fc2": 10.0}, title="Accuracy", ylabel="correct (%)", reference=90.0)
     """
-    figure, axes = new_figure()
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure()
     bars = ax.bar(list(values), list(values.values()), color=COLOURS["data"])
     ax.bar_label(bars, fmt="%.1f", padding=2, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5, "alpha": 0.8})
     ax.margins(y=0.12 if reference is None else 0.25)
@@ -684,7 +645,7 @@ def plot_bits(w: np.ndarray, quantized: np.ndarray, bits: int, accuracies: dict[
     """
     figure, axes = new_figure(1, 3)
     largest, levels = float(np.abs(quantized).max()), 2**bits - 1
-    draw_weights(axes[0, 0], w, np.linspace(-largest, largest, levels))
+    _draw_weights(axes[0, 0], w, np.linspace(-largest, largest, levels))
     axes[0, 0].set_title(f"{bits} bits: {len(np.unique(quantized))} of {levels} levels in use", fontsize=13)
     error = np.ravel(np.subtract(quantized, w))
     widest = float(np.abs(w).max()) / 2
@@ -755,18 +716,12 @@ def plot_paths(paths: dict[str, np.ndarray], levels: np.ndarray, target: float) 
 # ---------------------------------------------------------------- lesson 02
 
 
-def draw_activations(ax: Any, x: np.ndarray, bits: int, alpha: float) -> None:
-    """Draw a histogram of positive activations on a logarithmic scale, with the levels from 0 to `alpha`.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> draw_activations(axes[0, 0], np.linspace(0, 5, 99), bits=2, alpha=2.0)
-    """
+def _draw_activations(ax: Any, x: np.ndarray, bits: int, alpha: float) -> None:
+    """Draw a histogram of positive activations on a logarithmic scale, with the levels from 0 to `alpha`."""
     x = np.ravel(x)
     ax.hist(x[x > 0], bins=60, color=COLOURS["data"], histtype="stepfilled")  # one shape draws faster than 60 bars
     ax.axvspan(alpha, max(x.max(), alpha), color=COLOURS["accent"], alpha=0.2, linewidth=0, label="clipped")
-    draw_levels(ax, np.linspace(0, alpha, 2**bits))
+    _draw_levels(ax, np.linspace(0, alpha, 2**bits))
     ax.grid(False)
     ax.set(xlabel="activation", ylabel="how many", yscale="log")
     ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
@@ -788,7 +743,7 @@ def plot_grids(x: np.ndarray, bits: int, alphas: dict[str, float]) -> Picture:
     """
     figure, axes = new_figure(1, len(alphas), sharey=True)
     for ax, (title, alpha) in zip(axes[0], alphas.items(), strict=True):
-        draw_activations(ax, x, bits, alpha)
+        _draw_activations(ax, x, bits, alpha)
         ax.set_title(f"{title}: {2**bits} levels up to {alpha:.2f}")
         ax.label_outer()
     return figure
@@ -836,8 +791,7 @@ def plot_pact(
     >>> alphas = np.array([1.0, 2.0])
     >>> figure = plot_pact(np.linspace(0, 5, 99), 2, 1.5, alphas, alphas**2 / 108, np.array([0.5, 0.1]))
     """
-    figure, axes = new_figure(1, 3, width=11, height=3.9)
-    function, counts, errors = axes[0]
+    figure, [[function, counts, errors]] = new_figure(1, 3, width=11, height=3.9)
     top = float(alphas[-1])
     line = np.linspace(-0.1 * top, top, 801)
     step = alpha / (2**bits - 1)
@@ -846,10 +800,10 @@ def plot_pact(
     room = (-0.05 * top, 1.06 * top)
     function.set(title=f"PACT, {bits} bits, alpha {alpha:.2f}", xlabel="input x", ylabel="output", ylim=room)
     function.legend(loc="upper left")
-    draw_activations(counts, x, bits, alpha)
+    _draw_activations(counts, x, bits, alpha)
     counts.set(title=f"{np.mean(x[x > 0] > alpha):.1%} of the positive clipped", xlim=(-0.02 * float(x.max()), None))
     counts.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=10)
-    draw_errors(errors, alphas, rounding, clipping, alpha, name="alpha")
+    _draw_errors(errors, alphas, rounding, clipping, alpha, name="alpha")
     errors.set(title=f"Error at {bits} bits")
     return figure
 
@@ -862,8 +816,7 @@ def plot_points(values: dict[str, Sequence[float]], title: str, reference: float
     --------
     >>> figure = plot_points({"fp32": [90.0, 89.4], "w2a2": [88.0, 88.5]}, "Two seeds", reference=90.0)
     """
-    figure, axes = new_figure()
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure()
     for i, (name, points) in enumerate(values.items()):
         mean = float(np.mean(points))
         ax.plot([i] * len(points), points, "o", color=COLOURS.get(name, COLOURS["plain"]), alpha=0.7, markersize=8)
@@ -892,8 +845,7 @@ def plot_alphas(paths: dict[str, tuple[Sequence[float], Sequence[float]]], title
     --------
     >>> figure = plot_alphas({"relu1": ([0, 50], [2.0, 1.9])}, "Alphas", "training step")
     """
-    figure, axes = new_figure()
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure()
     for i, (name, (times, alphas)) in enumerate(paths.items()):
         colour = PALETTE[("black", "blue", "vermilion", "green", "purple")[i % 5]]
         ax.plot(times, alphas, "osD^v"[i % 5] + "-", markersize=4, color=colour, label=name)
@@ -917,7 +869,7 @@ def plot_weight_grids(grids: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictur
     """
     figure, axes = new_figure(1, len(grids))
     for ax, (title, (w, quantized)) in zip(axes[0], grids.items(), strict=True):
-        draw_weights(ax, w, quantized)
+        _draw_weights(ax, w, quantized)
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
         ax.set_title(title)
     return figure
@@ -993,10 +945,10 @@ def saliency_grid(
     figure, axes = new_figure(rows, columns, width=side * columns + 1.2, height=side * rows + 0.9)
     pictures = np.empty((rows, columns - 1), dtype=object)
     for i in range(rows):
-        draw_image(axes[i, 0], images[i])
+        _draw_image(axes[i, 0], images[i])
         axes[i, 0].set_ylabel(row_titles[i] if i < len(row_titles) else "", fontsize=11)
         for j in range(columns - 1):
-            pictures[i, j] = draw_map(axes[i, j + 1], stack[i, j], tops[i, j, 0, 0], bool((stack < 0).any()))
+            pictures[i, j] = _draw_map(axes[i, j + 1], stack[i, j], tops[i, j, 0, 0], bool((stack < 0).any()))
     for ax, name in zip(axes[0], ["image", *maps], strict=True):
         ax.set_title(name.replace("_", " ").replace(" ", "\n", 1) if columns > 5 else name, fontsize=11)
     _add_colour_bars(figure, axes[:, 1:], pictures, shared, unit)
@@ -1041,7 +993,7 @@ def curves_with_intervals(
     """
     figure, axes = new_figure(1, len(panels), height=4.4, sharey=True)
     for ax, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        draw_curves(ax, curves, x)
+        _draw_curves(ax, curves, x)
         ax.set(title=title, xlabel=xlabel)
         if log:
             ax.set_xscale("log")
@@ -1050,14 +1002,8 @@ def curves_with_intervals(
     return figure
 
 
-def draw_curves(ax: Any, curves: dict[str, np.ndarray], x: np.ndarray) -> None:
-    """Draw mean curves with the 95 % interval of the mean over the rows of each, ``(N, S)``.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> draw_curves(axes[0, 0], {"random": np.eye(3)}, [0, 1, 2])
-    """
+def _draw_curves(ax: Any, curves: dict[str, np.ndarray], x: np.ndarray) -> None:
+    """Draw mean curves with the 95 % interval of the mean over the rows of each, ``(N, S)``."""
     for (name, values), style in zip(curves.items(), series_styles(list(curves)), strict=True):
         mean = np.nanmean(values, axis=0)
         error = np.array([_half_interval(column) for column in np.transpose(values)])
@@ -1141,15 +1087,14 @@ def plot_method(image: np.ndarray, saliency: np.ndarray, deletion: dict[str, np.
     >>> figure = plot_method(np.zeros((8, 8), np.uint8), np.eye(8), curves, "gradient")
     """
     figure, axes = new_figure(1, 3, height=3.4, width_ratios=(1, 1, 1.4))
-    draw_image(axes[0, 0], image)
-    axes[0, 0].set_title("image")
-    draw_map(axes[0, 1], saliency)
-    axes[0, 1].set_title(title)
+    _draw_image(axes[0, 0], image)
+    _draw_map(axes[0, 1], saliency)
+    _set_titles(axes[0], "image", title)
     ax = axes[0, 2]
     for (name, curve), style in zip(deletion.items(), series_styles(list(deletion)), strict=True):
         x = np.linspace(0, 100, len(curve))
         ax.plot(x, np.multiply(curve, 100), label=name.replace("_", " "), markersize=5, **style)
-    ax.set(title="pixels deleted in its order", xlabel="deleted (%)", ylabel="probability (%)", ylim=(0, 102))
+    ax.set(title="pixels deleted, most salient first", xlabel="deleted (%)", ylabel="probability (%)", ylim=(0, 102))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(deletion), fontsize=10)
     return figure
 
@@ -1181,14 +1126,8 @@ def plot_completeness(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictu
 # ---------------------------------------------------------------- lesson 07
 
 
-def draw_numbers(ax: Any, numbers: np.ndarray, title: str) -> None:
-    """Draw a small matrix of whole numbers as coloured cells, orange below 0 and purple above.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> draw_numbers(axes[0, 0], np.array([[1, -2], [0, 3]]), "weights")
-    """
+def _draw_numbers(ax: Any, numbers: np.ndarray, title: str) -> None:
+    """Draw a small matrix of whole numbers as coloured cells, orange below 0 and purple above."""
     top = max(1, int(np.abs(numbers).max()))
     ax.imshow(numbers, cmap=SIGNED_MAP_COLOURS, vmin=-1.6 * top, vmax=1.6 * top)
     for (row, column), number in np.ndenumerate(numbers):
@@ -1214,7 +1153,7 @@ def plot_products(window: np.ndarray, weights: np.ndarray) -> Picture:
     total = str(products.sum()).replace("-", "−")
     titles = ("integers of the input", "integers of the filter", f"products, sum {total}")
     for ax, numbers, title in zip(axes[0], (window, weights, products), titles, strict=True):
-        draw_numbers(ax, numbers, title)
+        _draw_numbers(ax, numbers, title)
     return figure
 
 
@@ -1372,12 +1311,11 @@ def plot_deployed(
     >>> figure = plot_deployed(np.zeros((8, 8), np.uint8), half, np.eye(8), ["bag", "shirt"], 0, "int8", "1 kB")
     """
     figure, axes = new_figure(1, 3, height=3.3)
-    draw_image(axes[0, 0], image)
-    draw_prediction(axes[0, 1], probabilities, class_names, COLOURS["data"], label)
-    picture = draw_map(axes[0, 2], saliency, signed=True)
+    _draw_image(axes[0, 0], image)
+    _draw_prediction(axes[0, 1], probabilities, class_names, COLOURS["data"], label)
+    picture = _draw_map(axes[0, 2], saliency, signed=True)
     figure.colorbar(picture, ax=axes[0, 2], label="fall of the logit", extend="both")
-    for ax, title in zip(axes[0], (f"image: {class_names[label]}", "prediction", "occlusion map"), strict=True):
-        ax.set_title(title)
+    _set_titles(axes[0], f"image: {class_names[label]}", "prediction", "occlusion map")
     figure.suptitle(f"{name}: {cost}")
     return figure
 
@@ -1442,27 +1380,19 @@ def plot_masking(
     """
     figure, axes = new_figure(1, 4, width=11, height=3.2, width_ratios=(1, 1, 1, 1.3))
     before, after = probabilities
-    draw_map(axes[0, 0], saliency)
-    axes[0, 0].set_title("saliency map")
-    draw_rgb(axes[0, 1], coloured_where(image[None], replaced[None])[0])
-    axes[0, 1].set_title(f"{replaced.mean():.0%} to replace")
-    draw_image(axes[0, 2], masked)
-    axes[0, 2].set_title("what the network gets")
+    _draw_map(axes[0, 0], saliency)
+    _draw_rgb(axes[0, 1], coloured_where(image[None], replaced[None])[0])
+    _draw_image(axes[0, 2], masked)
     ax = axes[0, 3]
-    draw_prediction(ax, after, class_names, COLOURS["data"], label)
+    _draw_prediction(ax, after, class_names, COLOURS["data"], label)
     ax.plot(np.multiply(before, 100), range(len(before)), "|", color="black", markersize=12, label="whole image")
-    ax.set_title("prediction (black: whole image)")
+    titles = ("saliency map", f"{replaced.mean():.0%} to replace", "what the network gets")
+    _set_titles(axes[0], *titles, "prediction (black: whole image)")
     return figure
 
 
-def draw_rgb(ax: Any, picture: np.ndarray) -> None:
-    """Draw a picture, ``(H, W, 3)`` in [0, 1], without ticks.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> draw_rgb(axes[0, 0], np.zeros((2, 2, 3)))
-    """
+def _draw_rgb(ax: Any, picture: np.ndarray) -> None:
+    """Draw a picture, ``(H, W, 3)`` in [0, 1], without ticks."""
     ax.imshow(picture)
     _hide_ticks(ax)
 
@@ -1510,7 +1440,7 @@ def plot_training_now(images: np.ndarray, frames: Sequence[Frame], steps: int) -
     figure.set_layout_engine("none")
     axes[0, 0].set_position((0.01, 0.03, 0.56, 0.86))
     axes[0, 1].set_position((0.66, 0.17, 0.32, 0.72))
-    draw_rgb(axes[0, 0], frame_tiles(images, frames[-1]))
+    _draw_rgb(axes[0, 0], frame_tiles(images, frames[-1]))
     axes[0, 0].set_title(f"epoch {frames[-1].epoch}: maps, and the pixels that stay")
     ax, at = axes[0, 1], [frame.step for frame in frames]
     for name, marker in (("cross_entropy", "o"), ("divergence", "s"), ("loss", "o")):
@@ -1546,7 +1476,7 @@ def training_strip(images: np.ndarray, frames: dict[str, Sequence[Frame]]) -> Pi
     for row, (name, some) in zip(axes, last.items(), strict=True):
         for ax, frame in zip(row, some, strict=False):
             tiles = frame_tiles(images[:2], frame._replace(maps=frame.maps[:2], replaced=frame.replaced[:2]))
-            draw_rgb(ax, tiles)
+            _draw_rgb(ax, tiles)
             ax.set_title(f"{name}, epoch {frame.epoch}", fontsize=11)
         row[0].axis("on")
         row[0].spines[:].set_visible(False)
@@ -1738,12 +1668,11 @@ def plot_combined(
     figure.set_layout_engine("none")
     for ax, (left, width) in zip(axes[0], ((0.005, 0.16), (0.17, 0.16), (0.435, 0.15), (0.745, 0.18)), strict=True):
         ax.set_position((left, 0.2, width, 0.61))
-    draw_image(axes[0, 0], image)
-    axes[0, 0].set_title(f"image: {class_names[label]}", fontsize=11)
-    draw_map(axes[0, 1], saliency)
-    axes[0, 1].set_title("saliency map", fontsize=11)
-    draw_prediction(axes[0, 2], probabilities, class_names, COLOURS["data"], label)
-    axes[0, 2].set_title("prediction", fontsize=11)
+    _draw_image(axes[0, 0], image)
+    _draw_map(axes[0, 1], saliency)
+    _draw_prediction(axes[0, 2], probabilities, class_names, COLOURS["data"], label)
+    titles = (f"image: {class_names[label]}", "saliency map", "prediction", "over many images")
+    _set_titles(axes[0], *titles, fontsize=11)
     ax = axes[0, 3]
     values = np.array([list(other.values()) for other in [*others, measured]])
     shares = (values - values.min(0)) / np.maximum(np.ptp(values, axis=0), 1e-12)
@@ -1756,7 +1685,6 @@ def plot_combined(
     ax.set_yticks(rows, list(measured), fontsize=11)
     ax.set_xticks([0, 1], ["lowest", "highest"], fontsize=10)
     ax.set(xlim=(-0.08, 1.08), ylim=(len(measured) - 0.4, -0.6))
-    ax.set_title("over many images", fontsize=11)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=10, handletextpad=0)
     figure.suptitle(title)
     return figure
@@ -1765,16 +1693,11 @@ def plot_combined(
 # ---------------------------------------------------------------- lesson 06
 
 
-def draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) -> None:
+def _draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) -> None:
     """Draw the mean of each series, its 95 % interval and, to the right, a dot a seed, precision by precision.
 
     The means of each series have a mark of their own, so that they can be told apart without colours, too. Two seeds
     have no stroke: Student's t is 12.7 there, and the stroke would hide all others.
-
-    Examples
-    --------
-    >>> figure, axes = new_figure()
-    >>> draw_against_bits(axes[0, 0], {"plain": {"fp32": [0.9, 0.91], "w2a2": [0.88, 0.87]}})
     """
     precisions = list(dict.fromkeys(precision for values in series.values() for precision in values))
     beside = {precision: [name for name in series if precision in series[name]] for precision in precisions}
@@ -1825,7 +1748,7 @@ def plot_against_bits(
         at_random = (chance or {}).get(measure, 0 if "gain" in measure else None)
         if at_random is not None:
             ax.axhline(at_random, color=COLOURS["random"], linestyle="--", linewidth=1.5, label="random map")
-        draw_against_bits(ax, series)
+        _draw_against_bits(ax, series)
         ax.set_title(measure)
         ax.tick_params(axis="x", labelsize=9)
         ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
@@ -1850,8 +1773,7 @@ def plot_correlations(matrix: np.ndarray, names: Sequence[str], title: str) -> P
     --------
     >>> figure = plot_correlations(np.eye(2), ["accuracy", "Gini"], "rank correlation over the trainings")
     """
-    figure, axes = new_figure(1, 1, height=0.52 * len(names) + 2.2)
-    ax = axes[0, 0]
+    figure, [[ax]] = new_figure(1, 1, height=0.52 * len(names) + 2.2)
     cells = ax.imshow(matrix, cmap=SIGNED_MAP_COLOURS, vmin=-1, vmax=1)
     for i, j in np.ndindex(*matrix.shape):
         if np.isfinite(matrix[i, j]):
@@ -1886,14 +1808,13 @@ def plot_choice_of_study(
     >>> series = {"plain": {"fp32": [0.9, 0.91]}, "guided": {"fp32": [0.89, 0.9]}}
     >>> figure = plot_choice_of_study(series, "fp32", {0: -0.01, 2: -0.01}, "accuracy", "FashionMNIST-mini")
     """
-    figure, axes = new_figure(1, 2, height=3.6, width_ratios=[2, 1])
-    left, right = axes[0]
+    figure, [[left, right]] = new_figure(1, 2, height=3.6, width_ratios=[2, 1])
     precisions = list(dict.fromkeys(p for values in series.values() for p in values))
     if precision in precisions:
         place = precisions.index(precision)
         left.axvspan(place - 0.45, place + 0.45, color=COLOURS["data"], alpha=0.2, linewidth=0)
     if precisions:
-        draw_against_bits(left, series)
+        _draw_against_bits(left, series)
         left.legend(loc="best")
     left.set(title=title, ylabel=measure)
     right.axhline(0, color="black", linewidth=1)

@@ -6,12 +6,14 @@ Every quantizer here is a *fake* quantizer: it returns float32 numbers that lie 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import math
 import operator
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,17 +96,15 @@ def quantize_uniform(x: Tensor, bits: int, low: float | Tensor, high: float | Te
     if check_bits(bits) == 32:
         return x
     low, high = (_as_tensor(v, n, x.dtype, x.device) for v, n in ((low, "low"), (high, "high")))
-    if any(b.dim() > x.dim() or any(m not in (1, n) for m, n in _trailing(b, x)) for b in (low, high)):
-        raise ValueError(f"low and high must broadcast to the shape of x, {tuple(x.shape)}")
+    try:
+        low.expand_as(x), high.expand_as(x)
+    except RuntimeError:
+        raise ValueError(f"low and high must broadcast to the shape of x, {tuple(x.shape)}") from None
     levels = 2**bits - 1
     step = (high - low) / levels
     if not bool(((step > 0) & (step < math.inf)).all()):
         raise ValueError("low must be below high; got a range that is empty, not finite or too narrow for the dtype")
     return _QuantizeUniform.apply(x, low, high, levels)
-
-
-def _trailing(bound: Tensor, x: Tensor) -> Iterator[tuple[int, int]]:
-    return zip(reversed(bound.shape), reversed(x.shape), strict=False)
 
 
 # ---------------------------------------------------------------- PACT
@@ -309,24 +309,23 @@ def weight_scale(w: Tensor, bits: int, scheme: str = "sawb", per_channel: bool =
     tensor(0.5000)
     """
     _check_weight(w, bits, scheme, per_channel)
-    axes = tuple(range(1, w.dim())) if per_channel else None
-    largest = w.abs().amax(axes, keepdim=True) if per_channel else w.abs().max()
-    largest = largest.clamp(min=_smallest_scale(w))
+    largest = _largest(w, per_channel)
     if scheme == "dorefa":
         return torch.ones_like(largest)
     if scheme == "sawb" and bits in SAWB_COEFFICIENTS:
         c1, c2 = SAWB_COEFFICIENTS[bits]
-        if per_channel:
-            fitted = c1 * w.square().mean(axes, keepdim=True).sqrt() - c2 * w.abs().mean(axes, keepdim=True)
-        else:
-            fitted = c1 * torch.linalg.vector_norm(w) / math.sqrt(w.numel()) - c2 * w.abs().mean()
+        axes, number = (tuple(range(1, w.dim())), w[0].numel()) if per_channel else (None, w.numel())
+        norm = torch.linalg.vector_norm(w, dim=axes, keepdim=per_channel)
+        fitted = c1 * norm / math.sqrt(number) - c2 * w.abs().mean(axes, keepdim=per_channel)
         return torch.minimum(torch.maximum(fitted, 0.2 * largest), largest)
     return largest
 
 
-def _smallest_scale(w: Tensor) -> float:
-    """Return what a scale may not fall below, so that weights of 0 divide by no 0."""
-    return min(torch.finfo(w.dtype).tiny ** 0.5, 1e-4)  # in float16 the root alone is above the weights of a wide layer
+def _largest(w: Tensor, per_channel: bool) -> Tensor:
+    """Return the largest magnitude, held above 0, so that weights of 0 divide by no 0."""
+    largest = w.abs().amax(tuple(range(1, w.dim())), keepdim=True) if per_channel else w.abs().max()
+    # In float16 the root alone is above the weights of a wide layer.
+    return largest.clamp(min=min(torch.finfo(w.dtype).tiny ** 0.5, 1e-4))
 
 
 def _check_weight(w: Tensor, bits: int, scheme: str, per_channel: bool) -> None:
@@ -346,9 +345,7 @@ def _has_zero(bits: int, scheme: str) -> bool:
 
 def _dorefa_transform(w: Tensor, per_channel: bool) -> Tensor:
     squashed = w.clone().tanh_()  # in place on a copy, because torch.tanh can lose the strides of w
-    axes = tuple(range(1, w.dim()))
-    largest = squashed.abs().amax(axes, keepdim=True) if per_channel else squashed.abs().max()
-    return squashed / largest.detach().clamp(min=_smallest_scale(w))
+    return squashed / _largest(squashed.detach(), per_channel)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -401,34 +398,29 @@ def quantize_weight(w: Tensor, bits: int, scheme: str = "sawb", per_channel: boo
     return _StraightThrough.apply(w, codes, step)
 
 
-class QuantConv2d(nn.Conv2d):
-    """A convolution whose weight is quantized each time it is used. Made by `quantize`."""
-
+class _QuantWeight:
     weight_bits: int = 32
     activation_bits: int = 32
     scheme: str = "sawb"
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, scheme={self.scheme}"
+
+
+class QuantConv2d(_QuantWeight, nn.Conv2d):
+    """A convolution whose weight is quantized each time it is used. Made by `quantize`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input`, ``(B, C, H, W)``, with the quantized weight."""
         return self._conv_forward(input, quantize_weight(self.weight, self.weight_bits, self.scheme), self.bias)
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, scheme={self.scheme}"
 
-
-class QuantLinear(nn.Linear):
+class QuantLinear(_QuantWeight, nn.Linear):
     """A linear layer whose weight is quantized each time it is used. Made by `quantize`."""
-
-    weight_bits: int = 32
-    activation_bits: int = 32
-    scheme: str = "sawb"
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply `input`, ``(..., in_features)``, with the quantized weight."""
         return F.linear(input, quantize_weight(self.weight, self.weight_bits, self.scheme), self.bias)
-
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, scheme={self.scheme}"
 
 
 # ---------------------------------------------------------------- precision
@@ -534,12 +526,12 @@ class Precision:
 
 _RELUS = (nn.ReLU, nn.ReLU6)
 _LEAVES = (nn.Conv2d, nn.Linear, *_RELUS, PACT)
-# What hands numbers on as they are, or their means: the input of a layer behind it is as rounded as its own.
 # What may hand on the same numbers in the same place of memory, in another shape.
 _VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity)
 _VIEW_CALLS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze}
 _VIEW_CALLS |= {torch.chunk, torch.split, operator.getitem, "flatten", "view", "reshape", "permute", "transpose"}
 _VIEW_CALLS |= {"contiguous", "squeeze", "unsqueeze", "chunk", "split"}
+# What hands numbers on as they are, or their means: the input of a layer behind it is as rounded as its own.
 _PASSING = (*_VIEWS, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _PASSING += (nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)
 _PASSING_CALLS = _VIEW_CALLS | {torch.cat, torch.mean, "mean", F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d}
@@ -821,13 +813,10 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
             layer.alpha.fill_(max(float(np.partition(positive, k - 1)[k - 1]), earlier))
             seen.add(layer)
 
-    handles = [layer.register_forward_pre_hook(set_alpha, with_kwargs=True) for layer in layers]
-    try:
-        with evaluation_mode(model):
-            model(x.clone())  # a first layer that works in place would change the caller's images
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks, evaluation_mode(model):
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(set_alpha, with_kwargs=True))
+        model(x.clone())  # a first layer that works in place would change the caller's images
     return model
 
 
@@ -892,26 +881,21 @@ def describe(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> li
 
 
 def _count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     macs: dict[str, int] = {}
     if not layers:
         return macs
 
-    def counter(name: str) -> Any:
-        def count(layer: nn.Module, _: Any, output: Tensor) -> None:
-            # Each output number is one dot product as long as one filter.
-            macs[name] = macs.get(name, 0) + output.numel() * layer.weight[0].numel()
+    def count(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
+        # Each output number is one dot product as long as one filter.
+        macs[name] = macs.get(name, 0) + output.numel() * layer.weight[0].numel()
 
-        return count
-
-    handles = [layer.register_forward_hook(counter(name)) for name, layer in layers]
-    weight = layers[0][1].weight
-    try:
-        with torch.no_grad(), evaluation_mode(model):
+    weight = next(iter(layers.values())).weight
+    with contextlib.ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(functools.partial(count, name)))
+        try:
             model(torch.zeros(1, *input_shape, device=weight.device, dtype=weight.dtype))
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"the model cannot take an image of shape {input_shape!r}: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"the model cannot take an image of shape {input_shape!r}: {error}") from error
     return macs

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_flag, check_images, check_model, check_number, check_seed, check_whole
-from ._fills import black
+from ._fills import as_pixels, black
 from ._forward import evaluation_mode, logits_of
 from .quantization import PACT
 
@@ -437,20 +437,7 @@ def _baseline(x: Tensor, baseline: float | Tensor | None) -> Tensor:
     """Return the image that stands for "nothing there": float ``(1, C or 1, H or 1, W or 1)``."""
     if baseline is None:
         return black(x.detach()) if len(x) else x.new_zeros(1, 1, 1, 1)
-    try:
-        value = torch.as_tensor(baseline, dtype=x.dtype)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"baseline must be a number, one number a channel, or an image; got {type(baseline).__name__}"
-        ) from None
-    value = value.view(-1, 1, 1) if value.dim() == 1 else value
-    try:
-        return value.expand(1, *x.shape[1:])
-    except RuntimeError:
-        raise ValueError(
-            f"baseline must be a number, one number a channel, or an image {tuple(x.shape[1:])}; "
-            f"got shape {tuple(value.shape)}"
-        ) from None
+    return as_pixels(baseline, x[:1], "baseline").expand(1, *x.shape[1:])
 
 
 def _warn_if_incomplete(model: nn.Module) -> None:

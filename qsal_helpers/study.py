@@ -40,7 +40,7 @@ from .evidence import chosen, compare
 from .guided import SaliencyGuided
 from .machine import _cores
 from .models import build_model
-from .quantization import Precision, describe, quantize
+from .quantization import SCHEMES, Precision, describe, quantize
 from .saliency import saliency_map
 from .training import History, Objective, cross_entropy, evaluate, fit
 
@@ -140,8 +140,16 @@ class Run:
     def check(self) -> None:
         """Raise `ValueError` for what could not be run, before a twin is trained for it."""
         check_choice(self.start, "start", ("scratch", "twin"))
-        Precision.parse(self.precision)
+        check_choice(self.scheme, "scheme", SCHEMES)
+        check_whole(self.explained, "explained")
+        self._bits()
         dataclasses.replace(self, distilled=False).build_objective()
+
+    def _bits(self) -> Precision:
+        precision = Precision.parse(self.precision)
+        return (
+            precision if str(precision) == "fp32" else dataclasses.replace(precision, first=self.first, last=self.last)
+        )
 
     def build(self, data: ImageData, twin: nn.Module | None = None) -> nn.Module:
         """Return the untrained model, or one with the weights of `twin`, the trained model of the run's `twin`."""
@@ -150,10 +158,7 @@ class Run:
             model = build_model(self.model, in_channels=data.in_channels, num_classes=data.num_classes)
         if self.start == "twin":
             model.load_state_dict(twin.state_dict())
-        precision = Precision.parse(self.precision)
-        if self.precision == "fp32":
-            return model
-        return quantize(model, dataclasses.replace(precision, first=self.first, last=self.last), self.scheme)
+        return model if self.precision == "fp32" else quantize(model, self._bits(), self.scheme)
 
     def build_objective(self, twin: nn.Module | None = None) -> Objective:
         """Return what `fit` minimises; `twin` is the teacher of a distilled run."""
@@ -402,9 +407,9 @@ def _work(run: Run, folder: Path, threads: int) -> None:
     try:
         record, model = execute(run, resume=unfinished)
         save_model(model, folder / f"{run.id}.safetensors", half=True)
+        _write_record(folder, run, record)
     except Exception as error:
-        record = _failed(run, f"{type(error).__name__}: {error}", traceback.format_exc())
-    _write_record(folder, run, record)
+        _write_record(folder, run, _failed(run, f"{type(error).__name__}: {error}", traceback.format_exc()))
     for path in (unfinished, Path(f"{unfinished}.twin")):
         path.unlink(missing_ok=True)
 
@@ -421,13 +426,12 @@ def _on_a_cluster(runs: list[Run], folder: Path, client: Any) -> Iterable[Run]:
     futures = {client.submit(execute, run, key=run.id, pure=False, retries=0): run for run in runs}
     for future in as_completed(futures):
         run = futures[future]
-        if future.status == "finished":
+        try:
             record, model = future.result()
             save_model(model, folder / f"{run.id}.safetensors", half=True)
-        else:
-            error = future.exception()
-            record = _failed(run, f"{type(error).__name__}: {error}")
-        _write_record(folder, run, record)
+            _write_record(folder, run, record)
+        except Exception as error:
+            _write_record(folder, run, _failed(run, f"{type(error).__name__}: {error}"))
         future.release()
         yield run
 
@@ -495,6 +499,7 @@ def load_records(folder: str | os.PathLike) -> pd.DataFrame:
         record = read_record(folder, path.stem)
         if record["status"] == "done":
             figures = {k: v for k, v in record.items() if isinstance(v, (int, float, str))}
+            figures["best_epoch"] = record["history"]["best_epoch"]
             means = {name: value.get("mean") for name, value in record["metrics"].items()}
             # Through Run, so that fields added later have their defaults in earlier records.
             rows.append(figures | dataclasses.asdict(Run(**record["run"])) | means)
@@ -813,6 +818,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.workers is not None and given.workers < 1:
         parser.error(f"--workers must be at least 1; got {given.workers}")
     fields = {f.name: v for f in dataclasses.fields(Run) if (v := getattr(given, f.name)) is not None}
+    if fields and (given.group or given.seeds is not None):
+        parser.error("--group and --seeds choose among the plan's runs, so they do not go with a run of your own")
     if fields:
         runs = [Run(**fields)]
     else:

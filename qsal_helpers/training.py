@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -31,6 +32,7 @@ from ._arguments import (
     check_path,
     check_seed,
     check_whole,
+    first_line,
 )
 from ._forward import evaluation_mode, logits_of
 from ._random import random_state_kept, seeded
@@ -45,7 +47,7 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss became infinite or not a number. The model holds its last good weights."""
+    """The loss became infinite or not a number. The model holds its best epoch's weights, or those it began with."""
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -188,10 +190,12 @@ def fit(
     for name, value in (("progress", progress), ("augment", augment)):
         check_flag(value, name)
     resume = None if resume is None else check_path(resume)
+    if resume is not None and resume.is_dir():
+        raise ValueError(f"resume must name a file; {str(resume)!r} is a folder")
     if resume is not None and not resume.parent.is_dir():
         raise FileNotFoundError(f"the folder {str(resume.parent)!r} of the resume file does not exist; make it first")
-    if not callable(objective) or not (callback is None or callable(callback)):
-        raise TypeError("objective and callback must be functions; see the docstring of fit for what they are given")
+    if not callable(objective) or isinstance(objective, type) or not (callback is None or callable(callback)):
+        raise TypeError("objective and callback must be functions or objects such as SaliencyGuided(), with brackets")
     if lr == 0 or validation >= 1:
         raise ValueError(f"lr must be above 0, and validation below 1; got lr={lr}, validation={validation}")
     if not any(p.requires_grad for p in model.parameters()):
@@ -206,27 +210,29 @@ def fit(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True
     )
-    # A copy, so that an objective with a schedule starts from its beginning in every fit.
+    # A copy, so that the caller's objective, and its schedule, stay as they are.
     objective = copy.deepcopy(objective)
     whole, rest = divmod(len(train), batch_size)
     steps = epochs * (whole + (rest > 1))
-    made_for = [
-        f"epochs={epochs}",
-        f"{steps} steps",
-        f"batch_size={batch_size}",
-        f"seed={seed}",
-        f"lr={float(lr)}",
-        f"weight_decay={float(weight_decay)}",
-        f"validation={float(validation)}",
-        f"augment={augment}",
-        f"{len(data.train)} images of {data.name}",
-        f"a {type(model).__name__} of {getattr(model, 'precision', 'fp32')!r}",
-        f"the scheme {getattr(model, 'scheme', None)}",
-        f"the objective {_description(objective)}",
-    ]
+    made_for = []
     if resume is not None:
         layers = zlib.crc32(repr(_structure(model)).encode())
-        made_for += [f"layers with the checksum {layers:08x}", f"pixels with the checksum {_checksum(data)}"]
+        made_for = [
+            f"epochs={epochs}",
+            f"{steps} steps",
+            f"batch_size={batch_size}",
+            f"seed={seed}",
+            f"lr={float(lr)}",
+            f"weight_decay={float(weight_decay)}",
+            f"validation={float(validation)}",
+            f"augment={augment}",
+            f"{len(data.train)} images of {data.name}",
+            f"a {type(model).__name__} of {getattr(model, 'precision', 'fp32')!r}",
+            f"the scheme {getattr(model, 'scheme', None)}",
+            f"the objective {_description(objective)}",
+            f"layers with the checksum {layers:08x}",
+            f"pixels with the checksum {_checksum(data)}",
+        ]
     history, best_accuracy, best_state = History(), -1.0, _state(model)
     step = 0
     bar = tqdm(total=steps, disable=not progress, leave=False, unit="batch", desc=f"epoch 1/{epochs}")
@@ -423,8 +429,7 @@ def _restore(path: Path, live: _Live) -> tuple[History, float, dict[str, Any]]:
         best = {name: value.to(live.device) for name, value in kept["best"]["state"].items()}
         return History(**kept["history"]), kept["best"]["accuracy"], best
     except Exception as error:  # a damaged file can fail in any of these lines, each in its own way
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be resumed from: {reason}; delete it to start anew") from error
+        raise ValueError(f"{path} cannot be resumed from: {first_line(error)}; delete it to start anew") from error
 
 
 def _checksum(data: ImageData) -> str:
@@ -451,14 +456,9 @@ def _with_epoch(history: History, model: nn.Module, loss: float, accuracy: float
             # The optimizer's last step may have gone below; PACT itself mends that only when it is next used.
             module.alpha.data.clamp_(min=ALPHA_MIN)
             alphas[name] = [*alphas.get(name, []), module.alpha.item()]
-    return History(
-        [*history.loss, loss],
-        [*history.validation_accuracy, accuracy],
-        alphas,
-        [*history.seconds, seconds],
-        history.best_epoch,
-        history.interrupted,
-    )
+    added = {"loss": loss, "validation_accuracy": accuracy, "seconds": seconds}
+    longer = {name: [*getattr(history, name), value] for name, value in added.items()}
+    return dataclasses.replace(history, alphas=alphas, **longer)
 
 
 def _broken_parameters(model: nn.Module) -> list[str]:
@@ -470,7 +470,7 @@ def _raise_diverged(model: nn.Module, x: Tensor, epoch: int) -> None:
     where = f", first seen in layer {layers[0]!r}" if layers else ", though every layer's output is finite"
     raise TrainingDiverged(
         f"the loss became infinite or not a number in epoch {epoch}{where}; "
-        "the model is back at its last good weights. Try a lower learning rate"
+        "the model holds the weights of its best epoch, or those it began with. Try a lower learning rate"
     )
 
 
@@ -478,18 +478,13 @@ def _raise_diverged(model: nn.Module, x: Tensor, epoch: int) -> None:
 def _infinite_outputs(model: nn.Module, x: Tensor) -> list[str]:
     found: list[str] = []
 
-    def looker(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not bool(output.isfinite().all()):
-                found.append(name)
+    def look(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not bool(output.isfinite().all()):
+            found.append(name)
 
-        return look
-
-    leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
-    handles = [m.register_forward_hook(looker(n)) for n, m in leaves]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if not list(module.children()):
+                hooks.enter_context(module.register_forward_hook(functools.partial(look, name)))
         model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found

@@ -40,7 +40,9 @@ def kl(logits, masked_logits):
     return log_p.exp() * (log_p - log_q)
 
 
-def guided(model, x, y, ratio, weight, rank_by="magnitude", swapped=False, cut=False, held="", backward=False):
+def guided(
+    model, x, y, ratio, weight, rank_by="magnitude", fill="mean", swapped=False, cut=False, held="", backward=False
+):
     x = x.clone().requires_grad_()
     logits = model(x)
     loss = torch.nn.functional.cross_entropy(logits, y)
@@ -49,7 +51,7 @@ def guided(model, x, y, ratio, weight, rank_by="magnitude", swapped=False, cut=F
         gradient = x.grad
     else:
         (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
-    masked = model(qsal_helpers.mask_least_salient(x.detach(), gradient, ratio, rank_by, fill="mean"))
+    masked = model(qsal_helpers.mask_least_salient(x.detach(), gradient, ratio, rank_by, fill=fill))
     whole = logits.detach() if held == "whole" else logits
     masked = masked.detach() if held == "masked" else masked
     term = (kl(masked, whole) if swapped else kl(whole, masked)).sum(1).mean()
@@ -59,6 +61,12 @@ def guided(model, x, y, ratio, weight, rank_by="magnitude", swapped=False, cut=F
 def fit_guided(model, data, ratio, epochs, seed):
     fit(model, data, SaliencyGuided(ratio), epochs=epochs, seed=seed, progress=False)
     return model
+
+
+def fit_by_position(model, data, precision, ratio, epochs, seed):
+    small = quantize(model, precision)
+    fit(small, data, SaliencyGuided(ratio), epochs, seed, progress=False)
+    return small
 
 
 def beaten(scores):
@@ -515,8 +523,9 @@ def test_in_a_notebook_a_wrong_curve_is_drawn_beside_the_right_one_however_far_o
             ),
         ),
         ("check_guided_loss", lambda *given: guided(*given, held="whole")),
+        ("check_plain_steps", lambda forward, to_input, full: round((forward + to_input + 2 * full) / 3, 2)),
     ],
-    ids=["quantizer", "PACT", "guided loss"],
+    ids=["quantizer", "PACT", "guided loss", "plain steps"],
 )
 def test_the_formula_of_the_lesson_is_accepted_however_it_is_written(name, answer, capsys):
     assert grade(name, answer, capsys)[0]
@@ -545,6 +554,39 @@ SLIPS = {
         "check_combined",
         lambda model, data, precision, ratio, epochs, seed: fit_guided(quantize(model, precision), data, ratio, 8, 0),
         "neither epochs nor seed",
+    ),
+    "seed in the place of batch_size": (
+        "check_combined",
+        fit_by_position,
+        "seed arrived as fit's batch_size",
+    ),
+    "the fraction dropped": (
+        "check_plain_steps",
+        lambda forward, to_input, full: (forward + to_input + 2 * full) // 3,
+        "drops the fraction",
+    ),
+    "rows of an image sorted apart": (
+        "check_hide_pixels",
+        lambda x, gradient, k, value: torch.where(
+            torch.zeros_like(gradient, dtype=torch.bool).scatter(1, gradient.abs().argsort(1)[:, :k], True)[:, None],
+            value,
+            x,
+        ),
+        "one row of each image",
+    ),
+    "magnitudes added up": (
+        "check_integrated_gradients",
+        lambda model, x, baseline, target, steps: (
+            (x - baseline)
+            * sum(gradient(model, baseline + (i + 0.5) / steps * (x - baseline), target).abs() for i in range(steps))
+            / steps
+        ),
+        "keep their signs",
+    ),
+    "the fill left at its default": (
+        "check_guided_loss",
+        lambda model, x, y, ratio, weight: guided(model, x, y, ratio, weight, fill="uniform"),
+        "differs from call to call",
     ),
     "larger anywhere": (
         "check_pareto_front",
@@ -584,6 +626,18 @@ def test_two_matrices_stand_beside_each_other_at_the_place_that_is_furthest_off(
     shown = [line.split() for line in checks.beside(answer, wanted).splitlines()]
     assert shown[0] == ["at", "[1,", "2]:"]
     assert shown[2:] == [["0", "7", "|", "0", "0"], ["0", "0", "|", "0", "0"]]
+
+
+def test_the_rows_of_a_table_of_wrong_answers_stay_whole_where_a_grader_prints_them(capsys):
+    wide = -1.234e-5 * torch.arange(1.0, 65).view(8, 8)
+    shown = checks.beside(wide, 2 * wide)
+
+    def test():
+        with checks._showing(shown):
+            raise checks._Wrong("It is too small.")
+
+    checks.grade("size", lambda: 0, test, "double it")
+    assert shown in capsys.readouterr().out
 
 
 @each_grader

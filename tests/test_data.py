@@ -539,7 +539,7 @@ def test_serving_batches_changes_no_image():
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_size_below_one_is_refused_at_once(batch_size):
-    with pytest.raises(ValueError, match="batch_size must be at least 1") as caught:
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1") as caught:
         batches(numbered(3).train, numbered(3), batch_size)
     one_sentence(caught)
 

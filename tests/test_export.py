@@ -3,6 +3,7 @@ import copy
 import dataclasses
 import functools
 import subprocess
+import types
 import venv
 from collections import OrderedDict
 from importlib import metadata
@@ -417,6 +418,45 @@ def test_a_dropout_between_them_does_not_hide_that_a_batch_norms_layer_is_read_e
         fold(Twice(), random_data(1, 12))
 
 
+class ByName(nn.Module):
+    """A network that calls its layers by the name of their argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+        self.drop, self.pool, self.fc = nn.Dropout(), nn.AdaptiveAvgPool2d((1, 1)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.relu(input=self.norm(input=self.conv(input=x)))
+        return self.fc(input=self.pool(input=self.drop(input=x)).flatten(1))
+
+
+def test_layers_that_are_called_with_a_named_input_are_exported_like_others(tmp_path):
+    data = random_data()
+    model = stirred(quantize(ByName(), "w4a4"))
+    expected = exact_logits(model, data, data.test.images)
+    assert abs(to_integer(model, data)(data.test.images) - expected).max() < 1e-4 * abs(expected).max()
+
+
+class Twice(nn.Module):
+    """A network that uses one convolution at two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.once, self.fc = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3), nn.Linear(14 * 14, 3)
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu2(self.conv(self.relu1(self.conv(x))))
+        return self.fc(self.relu3(self.once(x)).flatten(1))
+
+
+def test_a_layer_that_is_used_twice_keeps_its_bias_because_it_cannot_suit_both_places():
+    model = stirred(quantize(Twice(), "w4a4"))
+    aligned = align_biases(model, random_data())
+    assert torch.equal(aligned.conv.bias, model.conv.bias) and not torch.equal(aligned.once.bias, model.once.bias)
+
+
 def test_flatten_is_known_as_a_module_a_function_and_a_method():
     class Flat(nn.Module):
         def __init__(self, flatten):
@@ -679,13 +719,16 @@ def test_latencies_are_medians_in_milliseconds_of_calls_that_take_turns_without_
         def __init__(self, name, seconds):
             self.name, self.seconds = name, iter(seconds)
 
+        def get_inputs(self):
+            return [types.SimpleNamespace(name="image", shape=["N", 3, 4, 5])]
+
         def run(self, outputs, inputs):
             calls.append((self.name, inputs["image"].shape, inputs["image"].dtype.name))
             clock[0] += next(self.seconds)
 
     monkeypatch.setattr("qsal_helpers.onnx_files.time.perf_counter", lambda: clock[0])
     sessions = {"a": Session("a", [9, 9, 1, 5, 2]), "b": Session("b", [9, 9, 4, 3, 8])}
-    assert latencies(sessions, batch=6, shape=(3, 4, 5), runs=3) == {"a": 2000, "b": 4000}
+    assert latencies(sessions, batch=6, runs=3) == {"a": 2000, "b": 4000}
     assert calls == [("a", (6, 3, 4, 5), "uint8"), ("b", (6, 3, 4, 5), "uint8")] * 5
 
 

@@ -253,7 +253,7 @@ def test_nothing_but_records_and_models_is_left_in_the_folder(done):
 def test_the_table_of_records_has_the_finished_runs_only(done):
     folder, (_, good), (_, record) = done
     [row] = load_records(folder).to_dict("records")
-    assert (row["id"], row["accuracy"], row["seed"]) == (good.id, record["accuracy"], 0)
+    assert (row["id"], row["accuracy"], row["seed"], row["best_epoch"]) == (good.id, record["accuracy"], 0, 1)
     assert row["random: entropy"] == record["metrics"]["random: entropy"]["mean"]
 
 
@@ -444,12 +444,16 @@ def test_agreement_refuses_options_that_it_would_not_heed():
 
 
 @pytest.mark.parametrize(
-    "change", [{"start": "Twin"}, {"precision": "w9a9x"}, {"objective": "guide"}, {"fill": "white"}]
+    "change",
+    [
+        *({"start": "Twin"}, {"precision": "w9a9x"}, {"objective": "guide"}, {"fill": "white"}),
+        *({"precision": "w2a2", "scheme": "best"}, {"precision": "w2a2", "first": 1}, {"explained": 0}),
+    ],
 )
 def test_a_run_with_a_mistyped_field_is_refused_before_its_twin_is_trained(change, monkeypatch):
     monkeypatch.setattr(study, "fit", lambda *args, **options: pytest.fail("something was trained"))
     run = dataclasses.replace(TINY, **{"objective": "guided", "start": "twin", "distilled": True} | change)
-    with pytest.raises(ValueError, match=f"{next(iter(change))}.*must be|reads like"):
+    with pytest.raises(ValueError, match=f"{next(reversed(change))}.*must be|reads like|bits must be"):
         execute(run)
 
 
@@ -509,6 +513,12 @@ def test_a_run_killed_between_epochs_goes_on_to_the_record_of_an_undisturbed_one
     assert 0 < len(torch.load(unfinished, weights_only=True)["history"]["loss"]) < LONG.epochs
     [record] = run_all([LONG], folder, workers=study._cores(), progress=False)
     assert figures(record) == figures(expected)
+
+
+def test_a_run_whose_figures_are_no_numbers_is_recorded_as_failed_for_that_reason(tmp_path):
+    run = Run("mnist", size=9, model="lenet5", epochs=1, explained=4)  # too few for a validation image
+    [record] = run_all([run], tmp_path, workers=1, progress=False)
+    assert record["status"] == "failed" and "JSON" in record["reason"]
 
 
 def test_a_process_that_is_killed_leaves_a_failed_record_and_the_next_run_is_done(tmp_path, monkeypatch):
@@ -592,6 +602,8 @@ def test_a_run_that_differs_from_the_plans_in_anything_else_enters_no_cell_of_th
         ("run --workers -1", "--workers must be at least 1"),
         ("run --workers 0", "--workers must be at least 1"),
         ("run --augment true", "choose from True, False"),
+        ("list --group mnist --epochs 2", "do not go with a run of your own"),
+        ("run --seeds 1 --precision w2a2", "do not go with a run of your own"),
         ("table --folder no/such/folder", "holds no record of such a finished run"),
     ],
 )

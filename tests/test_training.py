@@ -372,6 +372,13 @@ def test_a_file_of_another_training_is_not_resumed_from_and_says_what_to_do(tmp_
     file.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="cannot be resumed from"):
         run(net(), resume=file)
+    with pytest.raises(ValueError, match="resume must name a file; .* is a folder"):
+        run(net(), resume=tmp_path)
+
+
+def test_an_objective_without_its_brackets_is_refused_with_what_is_missing():
+    with pytest.raises(TypeError, match="with brackets"):
+        run(net(), objective=SaliencyGuided)
 
 
 def test_an_interrupt_in_the_middle_of_the_masked_pass_leaves_batch_norm_as_it_was():

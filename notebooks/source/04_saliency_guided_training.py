@@ -59,7 +59,8 @@ print(f"Python {platform.python_version()}, torch {torch.__version__}, scale {SC
 # Lesson 03 showed specks where one hopes for an object. The specks are no fault of the method: they are the slope of
 # this network. So let us ask the network: why do you have such a slope?
 #
-# We train one. To have time for many networks in one lesson, all of them see 5,000 images for 4 epochs (class scale).
+# We train one. To have time for many networks in one lesson, all of them get 5,000 images, of which `fit` holds a
+# tenth back for validation, for 4 epochs (class scale).
 
 
 # %%
@@ -161,7 +162,8 @@ for name, values in harm_of_plain.items():
 # should matter little. Compare the first number with 0, and not with the other two.
 #
 # Two things are mixed in this number. A gradient speaks of *small* changes, and noise is a large one. And no training
-# image had noise in it. Exercise 5 takes them apart: a blur of the same pixels moves the prediction next to nothing.
+# image had noise in it. Exercise 5 tries other fills: a blur of the least salient half is a smaller change and a more
+# familiar sight, and it moves the prediction next to nothing. Which of the two reasons counts, that does not tell.
 #
 # Still, why is the map so little of a promise? The reason is what we asked for. Cross-entropy asks for the right class
 # on the training images as they are. It says nothing about slopes, and nothing about images with a few pixels changed.
@@ -184,7 +186,8 @@ for name, values in harm_of_plain.items():
 # copy of `x` in which each image has `value` at the `k` pixels whose gradient has the least magnitude, in all channels.
 # Each image gives up `k` pixels of its own.
 #
-# Two tools: `order = score.argsort(1)` sorts each row of a matrix and gives the places, and
+# Two tools: `order = score.argsort(1)` sorts each row of a matrix and gives the places (so make one row of each image
+# first, with `flatten(1)`), and
 # `torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :k], True)` marks the first `k` of each row.
 
 
@@ -472,8 +475,8 @@ plots.saliency_grid(
 )
 
 # %% [markdown]
-# What looks tidier to you? Now the numbers, with the random map beside. **Steadiness** is the rank correlation between
-# the map of an image and the map after noise of a tenth of the image's range was added.
+# What looks tidier to you? Now the numbers; the two areas have the random map beside them. **Steadiness** is the rank
+# correlation between the map of an image and the map after noise of a tenth of the image's range was added.
 
 # %%
 noise = 0.1 * (x.max() - x.min()) * torch.randn(x.shape, generator=torch.Generator().manual_seed(SEEDS[0]))
@@ -590,10 +593,11 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 # side of both plain ones? If not, it may be the seed. If so, it may still be: of four numbers that only chance has
 # ordered, the guided two lie together at one end in one case of three.
 #
-# With **black**, both gradients guided with 50 % lead random by less than both plain ones, in deletion and in
-# insertion. With **blur**, both improve from each plain network to the guided one with the same start, but on average
-# by less than the two starts differ. So black speaks against guidance and blur, less clearly, for it. Two seeds are
-# few: lesson [06](06_trade_off.ipynb) asks five, and they say the same of this ranking, with both fills.
+# Look at the rows of the gradient. With **black**, the two networks guided with 50 % lead random by less than the two
+# plain ones, in deletion and in insertion. With **blur**, each guided network leads by more than the plain one with the
+# same start, but on average by less than the two starts differ. So black speaks against guidance and blur, less
+# clearly, for it. Two seeds are few: lesson [06](06_trade_off.ipynb) asks five, and they say the same of this ranking,
+# with both fills.
 #
 # Why does the network mind black more than before? We taught it that noise means "absent". Nobody taught it that for
 # black. In FashionMNIST black says: *here the object ends*. So painting a pixel black does not take information away,
@@ -765,6 +769,8 @@ print(f"a backward pass to the pixels takes {share:.0%} of a full one; counted: 
 # It costs more. Only convolutions and linear layers have two jobs of the same size. Batch-norm, ReLU and pooling have
 # one, which both kinds of pass must do, and in a small network they take a good part of the time. The choice of the
 # pixels, the noise and the divergence come on top, and a plain step saves half of its first layer's backward work.
+# All this makes ours dearer than its count, and here the clock says less. We do not know why; the course's benchmark
+# (`benchmarks/RESULTS.md`) has 2.27 plain steps for ours, so these ratios are rough.
 #
 # So a count of passes is a first guess. The step with the logit's gradient costs more than the count says, by the
 # clock almost as much as the published one. Where two counts lie close together, only the clock can tell.
