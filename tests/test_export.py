@@ -431,11 +431,11 @@ class ByName(nn.Module):
         return self.fc(input=self.pool(input=self.drop(input=x)).flatten(1))
 
 
-def test_layers_that_are_called_with_a_named_input_are_exported_like_others(tmp_path):
+def test_layers_that_are_called_with_a_named_input_are_exported_like_others():
     data = random_data()
     model = stirred(quantize(ByName(), "w4a4"))
-    expected = exact_logits(model, data, data.test.images)
-    assert abs(to_integer(model, data)(data.test.images) - expected).max() < 1e-4 * abs(expected).max()
+    net, images = to_integer(model, data), data.test.images
+    assert abs(net(images) * net.output_scale - exact_logits(model, data, images)).max() <= 0.5001 * net.output_scale
 
 
 class Twice(nn.Module):
