@@ -231,7 +231,8 @@ def fit(
             f"the scheme {getattr(model, 'scheme', None)}",
             f"the objective {_description(objective)}",
             f"layers with the checksum {layers:08x}",
-            f"pixels with the checksum {_checksum(data)}",
+            f"{sum(p.requires_grad for p in model.parameters())} parameters to train",
+            f"images with the checksum {_checksum(data)}",
         ]
     history, best_accuracy, best_state = History(), -1.0, _state(model)
     step = 0
@@ -433,8 +434,10 @@ def _restore(path: Path, live: _Live) -> tuple[History, float, dict[str, Any]]:
 
 
 def _checksum(data: ImageData) -> str:
-    pixels = data.train.images.cpu().contiguous().numpy()
-    return f"{zlib.crc32(pixels, zlib.crc32(repr((data.mean, data.std)).encode())):08x}"
+    checksum = zlib.crc32(repr((data.mean, data.std, data.mirror)).encode())
+    for part in (data.train.images, data.train.labels):
+        checksum = zlib.crc32(part.cpu().contiguous().numpy(), checksum)
+    return f"{checksum:08x}"
 
 
 def _schedule(step: int, steps: int) -> float:

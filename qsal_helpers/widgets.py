@@ -48,7 +48,8 @@ def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget
     controls : keyword of `draw` -> a widget with a ``value``, such as those made by `slider` and `choice`.
     help : one line under the controls.
 
-    An error in `draw` is shown as a sentence in place of the picture, and the next move of a control recovers.
+    An error in `draw` is shown as a sentence above the last picture that could be drawn, and the next move of a control
+    recovers.
 
     Examples
     --------

@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 import json
 import os
@@ -238,11 +237,6 @@ def test_a_header_of_one_gigabyte_is_refused_without_reading_it(path, saved):
         assert_refused(path, struct.pack("<Q", length) + saved[8:])
 
 
-@pytest.mark.parametrize("share", [0, 1e-4, 0.001, 0.01, 0.5, 0.99, 0.999999])
-def test_a_truncated_file_is_refused(path, saved, share):
-    assert_refused(path, saved[: int(share * len(saved))])
-
-
 def test_a_missing_file_a_folder_and_no_checkpoint_are_told_apart(path, tmp_path):
     with pytest.raises(FileNotFoundError):
         load_model(path)
@@ -337,9 +331,7 @@ def test_any_changed_byte_of_the_header_loads_a_model_or_is_refused(path, saved,
 @given(cut=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_file_cut_at_any_byte_is_refused(path, saved, cut):
-    path.write_bytes(saved[: int(cut * len(saved))])
-    with pytest.raises(CheckpointError):
-        load_model(path)
+    assert_refused(path, saved[: int(cut * len(saved))])
 
 
 # ---------------------------------------------------------------- in half the bytes
@@ -402,10 +394,8 @@ def test_a_shipped_network_is_what_its_name_and_its_notes_say(path):
     assert path.parent.name == notes["data"]
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
     if notes["data"] == "fashion-mnist":
-        data = load_data("fashion-mnist")
-        few = dataclasses.replace(data, test=data.test[:400])
-        error = 4 * (notes["accuracy"] * (1 - notes["accuracy"]) / 400) ** 0.5
-        assert evaluate(model, few) == pytest.approx(notes["accuracy"], abs=error)
+        # On another processor a few of the 2,000 images may change sides.
+        assert evaluate(model, load_data("fashion-mnist")) == pytest.approx(notes["accuracy"], abs=0.005)
 
 
 def test_the_sliders_of_lesson_05_have_a_network_at_every_setting_in_a_few_megabytes():

@@ -65,6 +65,19 @@ def test_the_teacher_answers_in_evaluation_mode_and_is_left_as_it_was(training):
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
+def test_without_options_the_temperature_is_4_and_both_terms_count_alike():
+    model, teacher, (x, y) = without_dropout(network(0)), network(1), batch()
+    given = Distilled(teacher, cross_entropy, weight=1.0, temperature=4.0)(model, x, y)
+    torch.testing.assert_close(Distilled(teacher)(model, x, y), given, rtol=0, atol=0)
+
+
+def test_batch_norm_s_statistics_see_each_batch_twice_and_the_second_pass_has_dropout_masks_of_its_own():
+    model, (x, y), masks = network(0), batch(), []
+    model[4].register_forward_hook(lambda module, inputs, output: masks.append(output == 0))
+    Distilled(network(1))(model, x, y)
+    assert model[2].num_batches_tracked == 2 and not torch.equal(*masks)
+
+
 def test_at_weight_0_nothing_but_the_objective_is_left():
     (x, y), seen = batch(), []
     for wrap in (lambda objective: objective, lambda objective: Distilled(network(1), objective, weight=0)):

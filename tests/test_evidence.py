@@ -53,4 +53,6 @@ def test_holms_correction_keeps_false_alarms_among_many_tests_at_the_level():
     alarms = np.mean([min(holm(generator.random(10))) < 0.05 for _ in range(2000)])
     assert alarms < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
     assert holm([0.5, 0.01, 0.04]) == [0.5, 0.03, 0.08]
+    assert holm([0.3, 0.01, 0.011]) == [0.3, 0.03, 0.03]  # none below a smaller one's
+    assert holm([0.6, 0.9]) == [1, 1]
     assert holm([0.01, math.nan])[0] == 0.01 and math.isnan(holm([0.01, math.nan])[1])

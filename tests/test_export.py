@@ -869,6 +869,21 @@ def test_a_float64_model_is_exported_as_its_float32_copy():
     assert len(weights) == 5 and all(np.array_equal(*pair) for pair in weights)
 
 
+def test_a_model_in_training_mode_is_exported_as_in_evaluation_mode_and_left_as_it_was(tmp_path):
+    data, model = random_data(1, 28), stirred(quantize(build_model("cnn"), "w4a4"))
+    expected = to_integer(model, data)(data.test.images)
+    files = []
+    for training in (False, True):
+        model.train(training)
+        model.bn2.eval()
+        before = copy.deepcopy(model)
+        assert np.array_equal(to_integer(model, data)(data.test.images), expected)
+        files.append(save_onnx(model, tmp_path / "net.onnx", data, "packed").read_bytes())
+        assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+        assert all(map(torch.equal, model.state_dict().values(), before.state_dict().values()))
+    assert files[0] == files[1]
+
+
 def test_a_linear_layer_that_reads_images_is_refused_with_what_to_do():
     with pytest.raises(ValueError, match=r"0 cannot be exported: a Linear must read \(B, features\); flatten"):
         fold(nn.Sequential(nn.Linear(12, 3), nn.Flatten()), random_data(1, 12))

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import subprocess
 import sys
 import textwrap
 import time
@@ -196,6 +197,15 @@ def test_the_command_prints_a_line_an_exercise_and_goes_on_after_a_bad_file(tmp_
         ["00", "agreement", "done"],
         ["00", "2", "of", "2", "done"],
     ]
+
+
+def test_the_command_of_the_guide_grades_a_notebook_and_leaves_the_folder_as_it_was(tmp_path):
+    code = "def number_of_levels(bits):\n    open('left behind', 'w').write('x')\n    return 2**bits"
+    path = save(answered("00", number_of_levels=code), tmp_path)
+    command = [sys.executable, "-m", "qsal_helpers.checks", str(path)]
+    outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode == 0 and re.search(r"number_of_levels +done", outcome.stdout)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_message_cannot_rewrite_the_table():

@@ -4,7 +4,9 @@ import builtins
 import hashlib
 import importlib.metadata
 import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from qsal_helpers import data, machine
@@ -35,7 +37,12 @@ def test_a_machine_whose_memory_cannot_be_read_is_not_refused(monkeypatch):
     assert machine._memory()[0] is False
 
 
-def test_what_a_container_has_used_already_is_not_counted_as_free(monkeypatch, tmp_path):
+@pytest.fixture
+def much_memory(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
+
+
+def test_what_a_container_has_used_already_is_not_counted_as_free(monkeypatch, tmp_path, much_memory):
     (tmp_path / "memory.max").write_text(f"{2**31}\n")
     (tmp_path / "memory.current").write_text(f"{3 * 2**29}\n")
     (tmp_path / "memory.stat").write_text("anon 7\ninactive_file 0\nactive_file 7\n")
@@ -43,7 +50,7 @@ def test_what_a_container_has_used_already_is_not_counted_as_free(monkeypatch, t
     assert machine._free_memory() == 0.5
 
 
-def test_files_that_a_container_has_read_and_can_let_go_count_as_free(monkeypatch, tmp_path):
+def test_files_that_a_container_has_read_and_can_let_go_count_as_free(monkeypatch, tmp_path, much_memory):
     (tmp_path / "memory.max").write_text(f"{2**31}\n")
     (tmp_path / "memory.current").write_text(f"{3 * 2**29}\n")
     (tmp_path / "memory.stat").write_text(f"anon {2**29}\ninactive_file {2**30}\n")

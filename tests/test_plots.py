@@ -7,6 +7,7 @@ import itertools
 import matplotlib
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from qsal_helpers import plots
 from qsal_helpers.evidence import interval
@@ -110,7 +111,35 @@ def test_curves_show_the_mean_and_the_95_percent_interval_of_the_mean():
     band = ax.collections[0].get_paths()[0].vertices
     heights = [np.ptp(band[band[:, 0] == x, 1]) for x in (0, 1)]
     # Student's quantiles for 1 and 2 degrees of freedom; the samples' standard deviations are sqrt(2) and 2.
-    assert heights == pytest.approx([2 * 12.7062, 2 * 4.30265 * 2 / np.sqrt(3)], rel=1e-4)
+    assert heights == pytest.approx([2 * t.ppf(0.975, 1), 2 * t.ppf(0.975, 2) * 2 / np.sqrt(3)])
+
+
+def test_a_spread_is_a_thin_line_over_nine_tenths_and_a_thick_one_over_the_middle_half_of_the_images():
+    ax = plots.distributions({"panel": {"fp32": np.arange(101.0)}}, ["unit"]).axes[0]
+    ends = {lines.get_linewidths()[0]: lines.get_segments()[0][:, 0].tolist() for lines in ax.collections}
+    assert [ends[width] for width in sorted(ends)] == [[5, 95], [25, 75]]
+
+
+def test_what_the_logit_does_is_drawn_apart_from_the_gradients_summed():
+    ax = plots.plot_completeness({"w2a2": (np.array([0.0, 1.0, 1.0]), np.array([0.0, 2.0, 3.0]))}).axes[0]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert drawn == {
+        "what the logit does": [[0, 0], [50, 1], [100, 1]],
+        "gradients summed": [[0, 0], [50, 2], [100, 3]],
+    }
+
+
+def test_accuracies_over_bits_stand_at_their_bits_also_where_a_name_has_fewer_of_them():
+    ax = plots.plot_accuracy([8, 4, 2], {"weights": [0.9, 0.8, 0.3], "both": [0.85]}, reference=0.95).axes[0]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines[:2]}
+    assert drawn == {"weights": [[8, 90], [4, 80], [2, 30]], "both": [[8, 85]]}
+    assert set(ax.lines[2].get_ydata()) == {95}
+
+
+def test_the_errors_of_the_channels_stand_in_the_order_of_their_largest_weights():
+    sizes, points = plots.plot_channels(np.array([3.0, 1.0, 2.0]), {"one scale": np.array([0.3, 0.1, 0.2])}).axes
+    assert [bar.get_height() for bar in sizes.patches] == [1, 2, 3]
+    assert points.lines[0].get_ydata().tolist() == [0.1, 0.2, 0.3]
 
 
 def test_a_spread_marks_the_median_and_leaves_nan_out():
@@ -246,7 +275,7 @@ def test_each_seed_is_a_point_with_its_95_percent_interval():
     bars = [container for container in figure.axes[0].containers]
     low, high = bars[0].lines[2][0].get_segments()[0][:, 1]
     assert len(bars) == 2
-    assert np.allclose([(low + high) / 2, high - low], [4, 2 * 2.306 * values.std(ddof=1) / 3], rtol=1e-4)
+    assert [low, high] == pytest.approx(interval(values))
 
 
 # ---------------------------------------------------------------- lesson 07
@@ -318,10 +347,9 @@ def test_effects_show_the_mean_its_interval_and_the_noise_floor():
     values = np.array([0.0, 0.1, 0.2, np.nan])
     ax = plots.plot_effects({"Gini": {"w2a2": values}}, {"Gini": 0.05}, "difference").axes[0]
     (bar,) = ax.containers
-    half = 4.3026527 * 0.1 / np.sqrt(3)
     (segment,) = bar.lines[2][0].get_segments()
     assert bar.lines[0].get_xdata() == pytest.approx(0.1)
-    assert segment[:, 0] == pytest.approx([0.1 - half, 0.1 + half])
+    assert segment[:, 0] == pytest.approx(interval(values[:3]))
     assert ax.patches[0].get_extents().transformed(ax.transData.inverted()).intervalx == pytest.approx([-0.05, 0.05])
 
 

@@ -21,6 +21,15 @@ def test_the_readme_s_table_of_the_study_says_what_the_records_say():
     assert shown == [[row[0], *found.loc[row[0]]] for row in shown]
 
 
+def test_the_command_that_the_readme_names_prints_that_table(monkeypatch, capsys):
+    assert "`python -m qsal_helpers.study table` prints them" in README.read_text(encoding="utf8")
+    monkeypatch.chdir(README.parent)
+    study.main(["table"])
+    printed = capsys.readouterr().out
+    for row in study.against_fp32(study.load_records("notebooks/results/study")).itertuples(index=False):
+        assert all(cell in printed for cell in row)
+
+
 def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(tmp_path, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(40) % 10

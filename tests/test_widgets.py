@@ -352,3 +352,16 @@ def test_the_studys_panel_names_the_seeds_that_both_kinds_have_and_begins_at_the
     assert list(series) == ["plain", "guided (ratio 0.3)"] and differences == pytest.approx({0: -0.1, 2: 0.05})
     ax = plots.plot_choice_of_study(series, "fp32", differences, "accuracy", "mnist").axes[1]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "2"]
+
+
+def test_an_error_is_shown_with_the_picture_that_was_there_before_and_the_next_move_recovers():
+    box = widgets.panel(
+        lambda bits: plots.new_figure(width=bits / (bits != 5))[0], {"bits": widgets.slider("", 4, 2, 8)}
+    )
+    (bits,), before = box.children[0].children, box.children[-1].value
+    bits.value = 5
+    assert (
+        "cannot be drawn" in error_of(box) and "ZeroDivisionError" in error_of(box) and box.children[-1].value == before
+    )
+    bits.value = 6
+    assert not error_of(box) and box.children[-1].value != before

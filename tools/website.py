@@ -17,7 +17,7 @@ from lessons import NOTEBOOKS, ROOT, lessons, notebook_of, read_source
 import qsal_helpers
 
 SOURCE, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
-PAGES = ("CONTRIBUTING.md", "notebooks/GLOSSARY.md", "qsal_helpers/datasets/README.md")
+PAGES = ("CONTRIBUTING.md", "notebooks/GLOSSARY.md", "benchmarks/RESULTS.md", "qsal_helpers/datasets/README.md")
 GUIDE, HOME = "notebooks/README.md", "README.md"
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 LOADS = re.compile(
@@ -135,6 +135,8 @@ def with_site_links(text: str, path: str) -> str:
                 link = link.removesuffix(Path(page).name) + name
         if target == ROOT / "LICENSE":
             return f"{before}https://opensource.org/license/mit{after}"
+        if target == ROOT / "CITATION.cff":
+            link = f"path:{link}"  # a file that is downloaded
         return f"{before}{link}{anchor or ''}{after}"
 
     return text if "://" in path else LINK.sub(moved, text)
@@ -158,8 +160,9 @@ def stage(chosen: list[Path], modules: list[str]) -> None:
     write_page("index.md", home)
     write_page("notebooks/guide.md", with_site_links((ROOT / GUIDE).read_text(encoding="utf8"), GUIDE))
     for page in PAGES:
-        orphan = "---\norphan: true\n---\n\n" if "datasets" in page else ""
+        orphan = "---\norphan: true\n---\n\n" if page.startswith(("benchmarks", "qsal_helpers")) else ""
         write_page(page, orphan + with_site_links((ROOT / page).read_text(encoding="utf8"), page))
+    shutil.copy(ROOT / "CITATION.cff", SOURCE)
     for name in modules:
         write_page(f"reference/{name}.md", REFERENCE.format(name=name))
     for source, name in zip(chosen, names, strict=True):

@@ -131,11 +131,14 @@ def test_a_prediction_and_a_static_figure_stand_before_each_panel_and_a_remark_a
 def test_each_exercise_is_checked_and_has_a_folded_solution(source):
     checks = {name for cell in code_cells(source) for name in re.findall(r"checks\.(check_\w+)\(", cell.source)}
     assert checks
-    assert text(source).count("<details>") == text(source).count("</details>") >= len(checks)
+    folded = "\n".join(re.findall(r"<details>.*?</details>", text(source), re.DOTALL))
+    functions = {name for cell in code_cells(source) for name in re.findall(r"checks\.check_\w+\((\w+)\)", cell.source)}
+    assert len(functions) == len(checks)
+    for function in functions:
+        assert text(source).count(f"def {function}(") == folded.count(f"def {function}(") == 1
     assert "minutes" in prose(source, "Exercises")
 
 
-def test_last_section_links_to_the_next_lesson(source):
-    following = [notebook_of(path).name for path in lessons() if path > source][:1]
-    assert all(f"({name})" in prose(source, "Next") for name in following)
-    assert "](" in prose(source, "Next")
+def test_last_section_links_to_the_next_lesson_and_that_of_the_last_lesson_to_the_readme(source):
+    following = [*(notebook_of(path).name for path in lessons() if path > source), "../README.md"]
+    assert f"]({following[0]})" in prose(source, "Next")
