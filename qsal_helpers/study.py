@@ -147,9 +147,9 @@ class Run:
 
     def _bits(self) -> Precision:
         precision = Precision.parse(self.precision)
-        return (
-            precision if str(precision) == "fp32" else dataclasses.replace(precision, first=self.first, last=self.last)
-        )
+        if str(precision) == "fp32":
+            return precision
+        return dataclasses.replace(precision, first=self.first, last=self.last)
 
     def build(self, data: ImageData, twin: nn.Module | None = None) -> nn.Module:
         """Return the untrained model, or one with the weights of `twin`, the trained model of the run's `twin`."""

@@ -392,23 +392,25 @@ def test_building_and_measuring_leave_the_random_numbers_and_the_mode_of_the_mod
     assert all(torch.equal(old, new) for old, new in zip(statistics, model.buffers(), strict=True))
 
 
-def test_the_table_holds_only_the_group_and_the_seeds_that_were_asked_for(tmp_path, capsys):
+def write_record(folder, run, without=None):
+    """Write a finished record of the run in which every figure is 0.5, but for a measure that it does not have."""
     areas = [f"random: {kind}, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
-    metrics = {name: {"mean": 0.5} for name in [*study.SHOWN, *areas]}
+    record = {"run": dataclasses.asdict(run), "id": run.id, "command": "", "status": "done", "accuracy": 0.5}
+    record["history"] = {"best_epoch": 1}
+    record["metrics"] = {name: {"mean": 0.5} for name in (*study.SHOWN, *areas) if name != without}
+    (folder / f"{run.id}.json").write_text(json.dumps(record))
+
+
+def test_the_table_holds_only_the_group_and_the_seeds_that_were_asked_for(tmp_path, capsys):
     for run in plan()["mnist"][:3] + plan()["fashion-mnist"][:3] + [plan()["mnist"][12]]:
-        record = {"run": dataclasses.asdict(run), "id": run.id, "command": "", "status": "done", "accuracy": 0.5}
-        (tmp_path / f"{run.id}.json").write_text(json.dumps(record | {"metrics": metrics}))
+        write_record(tmp_path, run)
     study.main(["table", "--folder", str(tmp_path), "--group", "mnist", "--seeds", "1"])
     shown = capsys.readouterr().out
     assert "0.500 (1)" in shown and "fashion-mnist" not in shown and "(2)" not in shown
 
 
 def test_the_table_leaves_out_a_measure_that_no_record_has(tmp_path, capsys):
-    areas = [f"random: {kind}, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
-    names = [name for name in (*study.SHOWN, *areas) if name != "gradient: foreground mass"]
-    run = plan()["cifar10"][0]
-    record = {"run": dataclasses.asdict(run), "id": run.id, "command": "", "status": "done", "accuracy": 0.5}
-    (tmp_path / f"{run.id}.json").write_text(json.dumps(record | {"metrics": {name: {"mean": 0.5} for name in names}}))
+    write_record(tmp_path, plan()["cifar10"][0], without="gradient: foreground mass")
     study.main(["table", "--folder", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "gradient: gini" in shown and "foreground mass" not in shown and "nan" not in shown
