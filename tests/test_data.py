@@ -205,9 +205,7 @@ def test_without_root_the_folder_is_qsal_data_or_else_the_users_cache(variable, 
         load_data("mnist", "full")
 
 
-def test_the_users_cache_is_in_the_home_folder_where_no_variable_names_one_and_qsal_data_comes_before_it(
-    tmp_path, monkeypatch
-):
+def test_the_cache_is_in_the_home_folder_by_default_and_qsal_data_comes_before_it(tmp_path, monkeypatch):
     for name in ("QSAL_DATA", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("USERPROFILE" if os.name == "nt" else "HOME", str(tmp_path))

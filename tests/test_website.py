@@ -64,9 +64,7 @@ def test_what_stands_behind_a_parameter_s_name_is_its_description_and_no_type():
     assert website.loosen(lines) == wanted
 
 
-def test_the_site_has_no_fault_and_holds_every_lesson_the_guide_the_glossary_and_each_public_module(
-    tmp_path, monkeypatch
-):
+def test_the_site_has_no_fault_and_holds_every_lesson_the_texts_and_the_modules(tmp_path, monkeypatch):
     monkeypatch.setattr(website, "SOURCE", tmp_path / "source")
     monkeypatch.setattr(website, "SITE", tmp_path / "site")
     # Lessons without their outputs, which take long to write.

@@ -281,9 +281,7 @@ def test_the_check_names_a_notebook_that_differs_from_its_source_is_missing_or_h
     ]
 
 
-def test_new_prose_is_taken_over_by_the_command_without_executing_and_new_code_is_left_to_make_notebooks(
-    one_lesson, monkeypatch
-):
+def test_the_prose_command_takes_over_new_text_unexecuted_and_refuses_new_code(one_lesson, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lessons.py", "--prose"])
     lesson(one_lesson.parent, more="\n# %% [markdown]\n# One more paragraph.\n")
     assert lessons.differing()
