@@ -13,7 +13,12 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     check_model(model)
     check_floats(x, "x")
     # A copy, because a first layer that works in place would change the caller's images.
-    logits = model(x.clone())
+    try:
+        logits = model(x.clone())
+    except RuntimeError as error:
+        if "view size is not compatible" in str(error):
+            error.add_note("images are channels_last here: in forward, write x.flatten(1) instead of x.view(...)")
+        raise
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(f"the model must return logits of shape (B, classes); it returned {shape}")

@@ -182,8 +182,8 @@ class ImageData:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not isinstance(values, (tuple, list)) or len(values) != self.in_channels:
                 raise ValueError(f"{name} must be a tuple: one number for each of the {self.in_channels} channels.")
-            for value in values:
-                check_number(value, f"each {name}", low=-1e30 if name == "mean" else 1e-30, high=1e30)
+            for value in values:  # of pixels / 255, not of 0 to 255
+                check_number(value, f"each {name} of pixel / 255", low=0.0 if name == "mean" else 1e-30, high=1)
 
     @property
     def num_classes(self) -> int:

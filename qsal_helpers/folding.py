@@ -169,6 +169,9 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
         return "average_pool", None, {"kernel": side, "stride": side, "padding": (0, 0)}
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
         return "flatten", None, {}
+    if isinstance(module, nn.ZeroPad2d) and min(module.padding) >= 0:
+        left, right, top, bottom = module.padding
+        return "pad", None, {"widths": ((0, 0), (0, 0), (top, bottom), (left, right))}
     if target in (torch.flatten, "flatten") and (*args, *node.kwargs.values())[1:] in ((1,), (1, -1)):
         return "flatten", None, {}
     if target in _ADDITIONS and _is_plain_addition(node):

@@ -615,7 +615,7 @@ def plot_bars(values: dict[str, float], title: str, ylabel: str, reference: floa
     """
     figure, [[ax]] = new_figure()
     bars = ax.bar(list(values), list(values.values()), color=COLOURS["data"])
-    ax.bar_label(bars, fmt="%.1f", padding=2, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5, "alpha": 0.8})
+    ax.bar_label(bars, fmt="%.1f", padding=2, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})
     ax.margins(y=0.12 if reference is None else 0.25)
     ax.tick_params(axis="x", labelsize=10)
     if reference is not None:
@@ -1271,9 +1271,12 @@ def plot_costs(panels: dict[str, dict[str, dict[str, float]]]) -> Picture:
     """
     figure, axes = new_figure(1, len(panels), height=4.2, sharey=True)
     for ax, (title, networks) in zip(axes[0], panels.items(), strict=True):
-        for (name, costs), marker, colour in zip(networks.items(), "os^D", METHOD_COLOURS.values(), strict=False):
+        for i, ((name, costs), marker, colour) in enumerate(
+            zip(networks.items(), "os^D", METHOD_COLOURS.values(), strict=False)
+        ):
             ratios = [cost / costs["fp32"] for cost in costs.values()]
-            ax.plot(ratios, range(len(costs)), marker, color=colour, markersize=9, alpha=0.85, label=name)
+            places = np.arange(len(costs)) + 0.22 * (i - (len(networks) - 1) / 2)  # side by side, or one hides another
+            ax.plot(ratios, places, marker, color=colour, markersize=8, label=name)
         ax.axvline(1, color=COLOURS["fp32"], linestyle="--", linewidth=1.2)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
@@ -1597,6 +1600,8 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
         ax.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
         ax.minorticks_off()
         ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+        if measure == "accuracy":
+            ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
         ax.margins(0.12)
     figure.suptitle(title)
     _legend_below(figure, axes[0, 0])
@@ -1604,33 +1609,35 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
 
 
 @styled
-def plot_effects(panels: dict[str, dict[str, np.ndarray]], floors: dict[str, float], xlabel: str) -> Picture:
+def plot_effects(panels: dict[str, dict[str, np.ndarray]], floors: dict[str, float], title: str) -> Picture:
     """Return mean differences with the 95 % interval of the mean over the images, on a grey band: the noise floor.
 
     Parameters
     ----------
     panels : a panel's title -> a row's name -> one difference an image, ``(N,)``. NaN is left out.
     floors : a panel's title -> how far two trainings lie apart that differ only in the seed.
-    xlabel : what the differences are.
+    title : what the differences are.
 
     Examples
     --------
     >>> figure = plot_effects({"Gini": {"w2a2": np.array([0.1, 0.2])}}, {"Gini": 0.05}, "guided minus plain")
     """
     most = max(len(rows) for rows in panels.values())
-    figure, axes = new_figure(1, len(panels), height=0.45 * most + 1.9, sharey=True)
-    for ax, (title, rows) in zip(axes[0], panels.items(), strict=True):
-        ax.axvspan(-floors[title], floors[title], color=COLOURS["random"], alpha=0.35, linewidth=0)
+    figure, axes = new_figure(1, len(panels), height=0.45 * most + 2.3, sharey=True)
+    for ax, (panel, rows) in zip(axes[0], panels.items(), strict=True):
+        band = ax.axvspan(-floors[panel], floors[panel], color=COLOURS["random"], alpha=0.35, linewidth=0)
         ax.axvline(0, color="black", linewidth=1)
         for i, ((_, values), style) in enumerate(zip(rows.items(), series_styles(list(rows)), strict=True)):
             error = _half_interval(values)
-            ax.errorbar(np.nanmean(values), i, xerr=error, fmt="o", color=style["color"], capsize=4, markersize=8)
+            bar = ax.errorbar(np.nanmean(values), i, xerr=error, fmt="o", color=style["color"], capsize=4, markersize=8)
         ax.set_yticks(range(len(rows)), list(rows))
         ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_title(title)
+        ax.set_title(panel)
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3, min_n_ticks=2))
         ax.tick_params(axis="x", labelsize=10)
-    figure.supxlabel(xlabel, fontsize=12)
+    figure.suptitle(title)
+    labels = ["mean difference, 95 % interval over the images", "as far apart as another random start"]
+    figure.legend([bar, band], labels, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -1709,12 +1716,12 @@ def _draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) -
         ]
         for place, seeds in zip(places, values.values(), strict=True):
             if len(seeds) > 1:
-                ax.plot([place + 0.4 * apart] * len(seeds), seeds, ".", color=style["color"], alpha=0.6, markersize=5)
+                ax.plot([place + 0.4 * apart] * len(seeds), seeds, ".", color=style["color"], alpha=0.9, markersize=5)
             if len(seeds) > 2:
                 ax.plot([place, place], interval(seeds), color=style["color"], linewidth=2)
         means = [np.mean(seeds) for seeds in values.values()]
-        ax.plot(places, means, style["marker"], color=style["color"], markersize=8, markeredgecolor="white", label=name)
-    ax.set_xticks(range(len(precisions)), precisions)
+        ax.plot(places, means, style["marker"], color=style["color"], markersize=6.5, mec="white", label=name)
+    ax.set_xticks(range(len(precisions)), [precision.replace("mixed-", "mixed\n") for precision in precisions])
     ax.set_xlim(-0.5, len(precisions) - 0.5)
 
 

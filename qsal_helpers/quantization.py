@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 import math
 import operator
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -544,6 +545,13 @@ class _Proxy(torch.fx.Proxy):
 
 
 class _Tracer(torch.fx.Tracer):
+    def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple:
+        # As `model(x)` calls it: further arguments have their defaults, and branches on them go the way they then go.
+        arguments = list(inspect.signature(root_fn).parameters.values())[1:]
+        if sum(argument.default is argument.empty for argument in arguments) != 1:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        return super().create_args_for_root(lambda root, x: root_fn(root, x), is_module, concrete_args)
+
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         return _Proxy(node, self)
 

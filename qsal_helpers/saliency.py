@@ -350,13 +350,10 @@ def _with_real_relus(model: nn.Module, x: Tensor) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.ReLU6):
                 module.inplace = False  # it would overwrite what the ReLU before it needs for its gradient
-        if isinstance(model, clipped):
-            return nn.Sequential(nn.ReLU(), model)
-        # A module that is used at two places stands under two names, and is reached by both.
-        for name, module in list(model.named_modules(remove_duplicate=False)):
-            if isinstance(module, clipped):
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, nn.Sequential(nn.ReLU(), module))
+        for module in [m for m in model.modules() if isinstance(m, clipped)]:
+            # The module itself becomes the pair, so that it is reached under every name that it has, also in a list.
+            pair = nn.Sequential(nn.ReLU(), copy.copy(module))
+            module.__class__, module.__dict__ = nn.Sequential, vars(pair)
     with _calls_of(m for m in model.modules() if isinstance(m, nn.ReLU)) as called:
         logits = model(x.detach().clone().requires_grad_())
     if (found := _count_nodes(logits.grad_fn, "ReluBackward0")) != len(called):

@@ -263,6 +263,10 @@ def fit(
                         group["lr"] = lr * _schedule(step, steps)
                     optimizer.zero_grad(set_to_none=True)
                     loss = objective(model, x, y)
+                    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                        raise TypeError(
+                            "objective must return one number with a gradient, such as cross_entropy's mean"
+                        )
                     # On a GPU reading the loss would stall the queue, so there it is checked once an epoch.
                     if device.type == "cpu" and not math.isfinite(loss.item()):
                         _raise_diverged(model, x, epoch)
@@ -304,7 +308,8 @@ def fit(
         finally:
             model.load_state_dict(best_state)
             model.to(home).eval()
-    if history.best_epoch and step >= 200 and best_accuracy < 1.5 / data.num_classes:
+    chance = 1 / data.num_classes
+    if history.best_epoch and step >= 200 and best_accuracy < chance + min(chance / 2, 0.12):
         warnings.warn(
             f"after {step} steps the validation accuracy is {best_accuracy:.1%}, about what guessing gives: "
             "the network has learned nothing. Try a lower learning rate, or more bits",
@@ -392,12 +397,13 @@ def _parts(objective: Any) -> list[Any]:
 
 def _keep(path: Path, live: _Live, history: History, best: dict[str, Any]) -> None:
     """Write all that the next epoch depends on, so that a kill at any moment leaves the old file or the new one."""
-    counts = [{k: v for k, v in vars(part).items() if type(v) in (int, float)} for part in _parts(live.objective)]
+    parts = _parts(live.objective)
     kept = {
         "made_for": live.made_for,
         "model": live.model.state_dict(),
         "optimizer": live.optimizer.state_dict(),
-        "objective": counts,  # such as the calls of a schedule
+        # Such as the calls of a schedule.
+        "objective": [{k: v for k, v in vars(part).items() if type(v) in (int, float, Tensor)} for part in parts],
         "order": live.order.get_state(),
         "random": torch.get_rng_state(),
         "random_gpu": torch.cuda.get_rng_state(live.device) if live.device.type == "cuda" else None,
@@ -421,8 +427,8 @@ def _restore(path: Path, live: _Live) -> tuple[History, float, dict[str, Any]]:
             raise ValueError(f"it was made for {theirs}, this training has {ours}")
         live.model.load_state_dict(kept["model"])
         live.optimizer.load_state_dict(kept["optimizer"])
-        for part, counts in zip(_parts(live.objective), kept["objective"], strict=True):
-            vars(part).update(counts)
+        for part, values in zip(_parts(live.objective), kept["objective"], strict=True):
+            vars(part).update(values)
         live.order.set_state(kept["order"])
         torch.set_rng_state(kept["random"])
         if live.device.type == "cuda":

@@ -45,6 +45,13 @@ def one_sentence(caught):
 # --- what comes with the package ---
 
 
+@pytest.mark.parametrize(("mean", "std"), [(127.0, 0.3), (0.5, 60.0), (-0.1, 0.3), (0.5, 0.0)])
+def test_a_mean_and_a_std_in_other_units_than_white_are_refused_with_the_unit(mean, std):
+    split = numbered(2).train
+    with pytest.raises(ValueError, match="each (mean|std) of pixel / 255 must be"):
+        ImageData("mine", split, split, ("a", "b"), (mean,), (std,))
+
+
 @pytest.mark.parametrize("name", MINI)
 def test_a_mini_set_has_its_size_types_and_as_many_images_of_each_class(name):
     data = load_data(name)

@@ -556,6 +556,13 @@ def test_what_is_nearly_a_sum_a_padding_with_zeros_or_a_slice_of_each_image_is_r
         fold(Joining(join), random_data(1, 12))
 
 
+def test_a_padding_module_is_exported_as_the_function_is():
+    data, model = random_data(1, 12), nn.Sequential(nn.Conv2d(1, 2, 3), nn.ZeroPad2d((1, 2, 3, 0)))
+    assert fold(model, data)[-1].options["widths"] == ((0, 0), (0, 0), (3, 0), (1, 2))
+    with pytest.raises(ValueError, match="ZeroPad2d.* cannot be exported|not among the operations"):
+        fold(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ZeroPad2d(-1)), data)
+
+
 @pytest.mark.parametrize("ends_with", [lambda one, last: one, lambda one, last: (last, one)], ids=["earlier", "two"])
 def test_a_model_that_returns_anything_but_its_last_result_is_refused(ends_with):
     class Ending(nn.Module):

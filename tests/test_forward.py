@@ -21,6 +21,21 @@ def test_a_first_layer_that_works_in_place_leaves_the_images_alone():
     assert x.tolist() == [[[[-1.0, 2.0]]]]
 
 
+class Viewing(nn.Sequential):
+    """The classic tutorial's last lines."""
+
+    def forward(self, x):
+        x = self[0](x)
+        return self[1](x.view(x.size(0), -1))
+
+
+def test_the_error_of_a_view_that_the_layout_forbids_says_what_to_write_instead():
+    x = torch.zeros(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="view size") as caught:
+        logits_of(Viewing(nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), nn.Linear(144, 2)), x)
+    assert "write x.flatten(1) instead of x.view(...)" in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize("model", [nn.Identity(), nn.LSTM(2, 2)])
 def test_a_model_that_returns_something_else_than_logits_is_named(model):
     with pytest.raises(ValueError, match=r"must return logits of shape \(B, classes\); it returned (shape|a tuple)"):

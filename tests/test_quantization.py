@@ -1239,6 +1239,50 @@ class Listed(nn.Module):
         return self.last(self.acts[1](self.second(self.acts[0](self.first(x)))))
 
 
+class Optional(nn.Module):
+    """A network with further arguments, which `model(x)` leaves at their defaults."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu, self.second, self.extra = (nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8))
+
+    def forward(self, x, y=None, *, mask=None, doubled=False, mode="one"):
+        x = self.relu(self.first(x))
+        if mask is not None:
+            x = x * mask
+        if doubled or mode == "two":
+            x = 2 * x
+        x = self.second(x)
+        return x if y is None else self.extra(x)
+
+
+class Plainly(Optional):
+    def forward(self, x):
+        return self.second(self.relu(self.first(x)))
+
+
+def test_arguments_with_defaults_are_traced_as_a_call_with_the_input_alone_takes_them():
+    assert execution_order(Optional()) == ["first", "relu", "second"]
+    told = []
+    for model in (Optional(), Plainly()):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            bits = [
+                (row["name"], row["weight_bits"], row["activation_bits"]) for row in describe(quantize(model, "w2a2"))
+            ]
+        told.append((bits, [str(warning.message).replace("Plainly", "Optional") for warning in caught]))
+    assert told[0] == told[1]
+    assert told[0][0] == [("first", 8, 8), ("second", 8, 8), ("extra", 32, 32)]
+
+
+def test_a_network_with_two_inputs_is_traced_with_both():
+    class Two(Plainly):
+        def forward(self, x, y):
+            return self.second(self.relu(self.first(x) + self.extra(y)))
+
+    assert execution_order(Two()) == ["first", "extra", "relu", "second"]
+
+
 def test_a_relu_is_replaced_under_every_name_also_in_a_list_and_its_hooks_stay():
     model, calls = Listed(), []
     model.relu1.register_forward_hook(lambda module, inputs, output: calls.append(type(module)))

@@ -241,6 +241,28 @@ def test_guided_backprop_treats_a_relu_that_is_used_twice_like_two(precision):
     assert not torch.allclose(maps[0], saliency_map(shared, x, 0), rtol=0.1)
 
 
+def test_guided_backprop_reaches_an_activation_that_forward_calls_through_a_list():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+            self.relu1, self.relu2, self.fc = nn.ReLU(), nn.ReLU(), nn.Linear(4 * 144, 3)
+            self.listed = [self.relu2]
+
+        def forward(self, x):
+            return self.fc(self.relu2(self.conv2(self.relu1(self.conv1(x)))).flatten(1))
+
+    class Listed(Named):
+        def forward(self, x):
+            return self.fc(self.listed[0](self.conv2(self.relu1(self.conv1(x)))).flatten(1))
+
+    torch.manual_seed(0)
+    named, listed = quantize(Named(), "w4a4"), quantize(Listed(), "w4a4")
+    listed.load_state_dict(named.state_dict())
+    maps = [saliency_map(model, images(), 0, "guided_backprop") for model in (named, listed)]
+    assert torch.equal(*maps) and not torch.allclose(maps[0], saliency_map(named, images(), 0), rtol=0.1)
+
+
 def test_guided_backprop_stops_negative_gradients_at_a_relu6_and_where_it_clips():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 20), nn.ReLU6(inplace=True), nn.Linear(20, 3))

@@ -335,6 +335,10 @@ class Fading:
         return self.weight * cross_entropy(model, x, y)
 
 
+class FadingTensor(Fading):
+    weight = torch.tensor(1.0)
+
+
 @pytest.mark.parametrize(
     "objective",
     [
@@ -342,8 +346,9 @@ class Fading:
         SaliencyGuided(0.5, ramp_steps=20),
         Distilled(net(seed=1), SaliencyGuided(0.5, ramp_steps=20)),
         Fading(),
+        FadingTensor(),
     ],
-    ids=["plain", "ramp", "teacher and ramp", "a fraction"],
+    ids=["plain", "ramp", "teacher and ramp", "a fraction", "a tensor"],
 )
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_resumed_training_ends_with_the_numbers_of_an_undisturbed_one(objective, device, tmp_path):
@@ -520,10 +525,35 @@ def test_a_network_that_has_learned_nothing_after_many_steps_warns():
         run(net(), **MANY_STEPS, lr=1e-12)
 
 
+def test_two_classes_that_are_told_apart_in_seven_of_ten_images_are_not_called_guessing(recwarn):
+    signs = torch.randint(0, 2, (200,), generator=torch.Generator().manual_seed(0))
+    labels = torch.where(torch.arange(200) % 10 < 7, signs, 1 - signs)
+    images = (200 * signs)[:, None, None, None].expand(-1, 1, 8, 8).to(torch.uint8)
+    torch.manual_seed(0)
+    data = poisoned("two", Split(images, labels), ("a", "b"), (0.4,), (0.4,))
+    history = run(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), data, **MANY_STEPS, lr=0.01)
+    assert 0.6 < max(history.validation_accuracy) < 0.75
+    assert not recwarn.list
+
+
 def test_a_network_that_has_learned_in_as_many_steps_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert max(run(net(), **MANY_STEPS).validation_accuracy) > 0.9
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda model, x, y: F.cross_entropy(model(x), y, reduction="none"),
+        lambda model, x, y: 3.0,
+        lambda model, x, y: cross_entropy(model, x, y).detach(),
+    ],
+    ids=["a loss an image", "a plain number", "a detached loss"],
+)
+def test_an_objective_that_returns_anything_but_one_number_with_a_gradient_is_refused(objective):
+    with pytest.raises(TypeError, match="objective must return one number with a gradient"):
+        run(net(), objective=objective)
 
 
 def test_a_diverged_training_in_its_first_epoch_gives_back_the_weights_it_was_given():

@@ -151,8 +151,9 @@ plots.plot_explanations(
 # ## What do fewer bits do to one prediction?
 #
 # Here we do something cruder than above. We take the *trained* fp32 network and round its weights afterwards:
-# 8 bits allow at most 256 different weights in a layer, 2 bits allow 4. A rule called SAWB chooses how far these levels
-# reach; lesson 01 comes back to it. Nothing is trained again.
+# 8 bits allow at most 256 different weights in a layer, 2 bits allow 4. From 8 bits to 5 the levels reach to the
+# layer's largest weight. With 4 bits and fewer a rule called SAWB chooses how far; lesson 01 comes back to it. Nothing
+# is trained again.
 
 
 # %%
@@ -185,6 +186,7 @@ widgets.prediction_panel(data.test.images[:8].numpy(), data.test.labels[:8].toli
 # and most of the change comes with the last ones. Here is the first image again, with 2-bit weights:
 
 # %%
+print(", ".join(f"{bits} bits {answers[bits][0][shown[2]]:.0%}" for bits in answers), "for the right class")
 plots.plot_prediction(shown[0], answers[2][0], *shown[1:], "prediction with 2-bit weights")
 
 # %% [markdown]
@@ -208,7 +210,7 @@ for bits, network in rounded.items():
 # is a row of bits: 011 is a word of 3 bits.
 #
 # `bits` is a whole number. Return a whole number. Replace the three dots by your lines, of which the last begins with
-# `return`, and run both cells.
+# `return`, and run both cells. (A line `# NBVAL_CHECK_OUTPUT` is a mark for our tests; leave it.)
 
 
 # %%
