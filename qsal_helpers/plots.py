@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -253,9 +253,10 @@ def _figure_of_panels(panels: int, most: int, row: float, rest: float = 0, **opt
     return figure, list(axes.flat[:panels])
 
 
-def _legend_below(figure: Picture, ax: Any, columns: int = 4) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+def _legend_below(figure: Picture, columns: int = 4) -> None:
+    """Draw one legend for all panels, each label once."""
+    shown = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=columns)
 
 
 def _draw_image(ax: Any, image: np.ndarray) -> None:
@@ -575,7 +576,7 @@ def plot_channels(largest: np.ndarray, errors: dict[str, np.ndarray]) -> Picture
     for (name, values), colour, marker in zip(errors.items(), (COLOURS["accent"], "black"), "o^", strict=False):
         axes[0, 1].semilogy(values[order], marker, color=colour, markersize=5, label=name)
     axes[0, 1].set(title="Error of each", xlabel="channel, the smallest first", ylabel="mean squared error")
-    _legend_below(figure, axes[0, 1])
+    _legend_below(figure)
     return figure
 
 
@@ -709,7 +710,7 @@ def plot_paths(paths: dict[str, np.ndarray], levels: np.ndarray, target: float) 
         ax.step(range(len(path)), path[:, 1], color=COLOURS["w2a2"], linewidth=2, where="post", label="quantized")
         ax.set(title=title, xlabel="training step")
     axes[0, 0].set_ylabel("value")
-    _legend_below(figure, axes[0, 0], columns=5)
+    _legend_below(figure, columns=5)
     return figure
 
 
@@ -878,7 +879,7 @@ def plot_weight_grids(grids: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictur
 # ---------------------------------------------------------------- saliency maps and their measures (lessons 03 to 06)
 
 
-def series_styles(names: Sequence[str]) -> list[dict[str, Any]]:
+def series_styles(names: Collection[str]) -> list[dict[str, Any]]:
     """Return a colour, a line style and a mark for each name; the first word of a name sets the colour.
 
     Up to four names that share a colour differ in their lines, so "w2a2" and "w2a2 guided" are kin and can be told
@@ -998,13 +999,13 @@ def curves_with_intervals(
         if log:
             ax.set_xscale("log")
     axes[0, 0].set_ylabel(ylabel)
-    _legend_below(figure, axes[0, 0])
+    _legend_below(figure)
     return figure
 
 
 def _draw_curves(ax: Any, curves: dict[str, np.ndarray], x: np.ndarray) -> None:
     """Draw mean curves with the 95 % interval of the mean over the rows of each, ``(N, S)``."""
-    for (name, values), style in zip(curves.items(), series_styles(list(curves)), strict=True):
+    for (name, values), style in zip(curves.items(), series_styles(curves), strict=True):
         mean = np.nanmean(values, axis=0)
         error = np.array([_half_interval(column) for column in np.transpose(values)])
         every = -(-len(mean) // 8)  # a mark at each point would hide a long line
@@ -1056,7 +1057,7 @@ def distributions(
 
 
 def _draw_spreads(ax: Any, groups: dict[str, np.ndarray]) -> None:
-    for row, (values, style) in enumerate(zip(groups.values(), series_styles(list(groups)), strict=True)):
+    for row, (values, style) in enumerate(zip(groups.values(), series_styles(groups), strict=True)):
         p05, p25, p50, p75, p95 = np.nanquantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
         ax.hlines(row, p05, p95, color=style["color"], linewidth=1.5)
         ax.hlines(row, p25, p75, color=style["color"], linewidth=8, alpha=0.6)
@@ -1091,7 +1092,7 @@ def plot_method(image: np.ndarray, saliency: np.ndarray, deletion: dict[str, np.
     _draw_map(axes[0, 1], saliency)
     _set_titles(axes[0], "image", title)
     ax = axes[0, 2]
-    for (name, curve), style in zip(deletion.items(), series_styles(list(deletion)), strict=True):
+    for (name, curve), style in zip(deletion.items(), series_styles(deletion), strict=True):
         x = np.linspace(0, 100, len(curve))
         ax.plot(x, np.multiply(curve, 100), label=name.replace("_", " "), markersize=5, **style)
     ax.set(title="pixels deleted, most salient first", xlabel="deleted (%)", ylabel="probability (%)", ylim=(0, 102))
@@ -1218,7 +1219,7 @@ def plot_widths(widths: dict[str, dict[str, int]]) -> Picture:
     ax.set_xticks(range(len(layers)), list(layers))
     ax.grid(False, axis="x")
     ax.set(title="How wide must an accumulator be?", ylabel="bits, sign included", xlim=(-0.6, len(layers) - 0.5))
-    _legend_below(figure, ax, columns=2)
+    _legend_below(figure, columns=2)
     return figure
 
 
@@ -1284,7 +1285,7 @@ def plot_costs(panels: dict[str, dict[str, dict[str, float]]]) -> Picture:
         ax.set_yticks(range(len(costs)), list(costs))
         ax.margins(x=0.12)
     axes[0, 0].set_ylim(len(costs) - 0.5, -0.5)
-    _legend_below(figure, axes[0, 0])
+    _legend_below(figure)
     return figure
 
 
@@ -1512,33 +1513,22 @@ def seeds_with_intervals(
     >>> figure = seeds_with_intervals({"Focus": {"gradient": values}}, "mask ratio", ["Gini index"])
     """
     figure, axes = _figure_of_panels(len(panels), most=2, row=3.1)
-    handles: dict[str, Any] = {}
     for ax, (title, series), ylabel in zip(axes, panels.items(), ylabels, strict=True):
-        for number, ((name, entries), style) in enumerate(
-            zip(series.items(), series_styles(list(series)), strict=True)
-        ):
+        for number, ((name, entries), style) in enumerate(zip(series.items(), series_styles(series), strict=True)):
+            look = {"fmt": style["marker"], "color": style["color"], "markersize": 6, "linewidth": 1.5}
             means = [np.mean([np.nanmean(v) for v in seeds]) for seeds in entries.values()]
             dash = {} if join else {"linestyle": "none", "marker": "_", "markersize": 30, "markeredgewidth": 2}
             ax.plot(range(len(entries)), means, **style | {"marker": "none"} | dash)
             for place, seeds in enumerate(entries.values()):
                 for seed, values in enumerate(seeds):
                     x = place + 0.08 * (seed - (len(seeds) - 1) / 2) + 0.02 * number
-                    bar = _half_interval(values)
-                    handles[name] = ax.errorbar(
-                        x,
-                        np.nanmean(values),
-                        bar,
-                        fmt=style["marker"],
-                        color=style["color"],
-                        markersize=6,
-                        linewidth=1.5,
-                    )
+                    bar, label = _half_interval(values), name.replace("_", " ")
+                    ax.errorbar(x, np.nanmean(values), bar, label=label, **look)
             ax.set_xticks(range(len(entries)), [str(entry) for entry in entries])
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         ax.margins(x=0.08, y=0.15)
-    if len(handles) > 1:
-        labels = [name.replace("_", " ") for name in handles]
-        figure.legend(handles.values(), labels, loc="outside lower center", ncols=4)
+    if len(set().union(*panels.values())) > 1:
+        _legend_below(figure)
     return figure
 
 
@@ -1591,7 +1581,7 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
         ax.step(front[:, 0], front[:, 1], where="post", color=COLOURS["random"], linewidth=1.5, zorder=0)
         rings = {"markerfacecolor": "none", "markeredgecolor": "black", "markersize": 16}
         ax.plot(front[:, 0], front[:, 1], "o", zorder=0, label="beaten by none", **rings)
-        for (name, (x, y)), style in zip(zip(values, points, strict=True), series_styles(list(values)), strict=True):
+        for (name, (x, y)), style in zip(zip(values, points, strict=True), series_styles(values), strict=True):
             face = style["color"] if "guided" in name else "white"
             marker = "D" if "from its twin" in name else "s" if "ratio" in name else "o"
             ax.plot(x, y, marker, color=style["color"], markerfacecolor=face, markersize=9, label=name)
@@ -1604,7 +1594,7 @@ def plot_pareto(sizes: dict[str, float], panels: dict[str, dict[str, float]], xl
             ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
         ax.margins(0.12)
     figure.suptitle(title)
-    _legend_below(figure, axes[0, 0])
+    _legend_below(figure)
     return figure
 
 
@@ -1627,7 +1617,7 @@ def plot_effects(panels: dict[str, dict[str, np.ndarray]], floors: dict[str, flo
     for ax, (panel, rows) in zip(axes[0], panels.items(), strict=True):
         band = ax.axvspan(-floors[panel], floors[panel], color=COLOURS["random"], alpha=0.35, linewidth=0)
         ax.axvline(0, color="black", linewidth=1)
-        for i, ((_, values), style) in enumerate(zip(rows.items(), series_styles(list(rows)), strict=True)):
+        for i, ((_, values), style) in enumerate(zip(rows.items(), series_styles(rows), strict=True)):
             error = _half_interval(values)
             bar = ax.errorbar(np.nanmean(values), i, xerr=error, fmt="o", color=style["color"], capsize=4, markersize=8)
         ax.set_yticks(range(len(rows)), list(rows))
@@ -1709,7 +1699,7 @@ def _draw_against_bits(ax: Any, series: dict[str, dict[str, Sequence[float]]]) -
     precisions = list(dict.fromkeys(precision for values in series.values() for precision in values))
     beside = {precision: [name for name in series if precision in series[name]] for precision in precisions}
     apart = min(0.24, 0.84 / max(map(len, beside.values())))
-    for (name, values), style in zip(series.items(), series_styles(list(series)), strict=True):
+    for (name, values), style in zip(series.items(), series_styles(series), strict=True):
         places = [
             precisions.index(precision) + (beside[precision].index(name) - (len(beside[precision]) - 1) / 2) * apart
             for precision in values
@@ -1761,8 +1751,7 @@ def plot_against_bits(
         ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
         if "accuracy" in (measure, *title.split()):
             ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
-    shown = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(shown.values(), shown, loc="outside lower center", ncols=4)
+    _legend_below(figure)
     figure.suptitle(title)
     return figure
 
