@@ -402,9 +402,11 @@ def check_bits_needed(student: Callable[[float], int]) -> bool:
     True
     """
 
+    reach = lambda bits: 20 * math.log10(2**bits - 1)
+
     def test() -> None:
         for decibels in (20.0, 5.0, 10.0, 16.0, 17.5, 24.0, 40.0, 48.0):  # at 20 dB the usual mistakes differ
-            wanted = next(bits for bits in range(1, 20) if 20 * math.log10(2**bits - 1) >= decibels)
+            wanted = next(bits for bits in range(1, 20) if reach(bits) >= decibels)
             answer = expect_number(student(decibels), "The number of bits")
             if answer == wanted:
                 continue
@@ -412,21 +414,16 @@ def check_bits_needed(student: Callable[[float], int]) -> bool:
             if answer != int(answer):
                 raise _Wrong(f"{says} Bits come whole: round up.")
             if answer == wanted - 1:
-                reached = 20 * math.log10(2**answer - 1) if answer >= 1 else -math.inf
+                says = f"{says} That many bits reach only {reach(answer) if answer >= 1 else -math.inf:.1f} dB:"
                 if answer == math.ceil(decibels / 6.02):
-                    raise _Wrong(
-                        f"{says} That many bits reach only {reached:.1f} dB: 6.02 dB a bit is too good for few bits; "
-                        "use the exact formula."
-                    )
-                raise _Wrong(f"{says} That many bits reach only {reached:.1f} dB: round up, not to the nearest.")
+                    raise _Wrong(f"{says} 6.02 dB a bit is too good for few bits; use the exact formula.")
+                raise _Wrong(f"{says} round up, not to the nearest.")
             if answer == wanted + 1:
-                raise _Wrong(
-                    f"{says} One bit fewer is already enough: it reaches {20 * math.log10(2**wanted - 1):.1f} dB."
-                )
-            raise _Wrong(f"{says} {wanted} bits reach {20 * math.log10(2**wanted - 1):.1f} dB.")
+                raise _Wrong(f"{says} One bit fewer is already enough: it reaches {reach(wanted):.1f} dB.")
+            raise _Wrong(f"{says} {wanted} bits reach {reach(wanted):.1f} dB.")
 
     hint = "the ratio of b bits is 20 * log10(2**b - 1); try b = 1, 2, 3, ... in a loop."
-    shown = table(["bits", "dB"], [[bits, 20 * math.log10(2**bits - 1)] for bits in (2, 3, 4)])
+    shown = table(["bits", "dB"], [[bits, reach(bits)] for bits in (2, 3, 4)])
     return grade("bits_needed", student, test, hint, shown)
 
 
