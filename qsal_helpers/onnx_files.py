@@ -12,19 +12,20 @@ from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ml_dtypes
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession, SessionOptions
 from torch import nn
 
 from ._arguments import check_choice, check_path, check_whole, first_line
 from .checkpoints import _write
+from .data import ImageData
 from .folding import Layer, Step, container_codes, fold, integer_inputs
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
-    from .data import ImageData
 
 STORAGES = ("int8", "packed", "float32")
 PRODUCER = "qsal_helpers"
@@ -70,9 +71,6 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
     >>> session.run(None, {"image": data.test.images[:3].numpy()})[0].shape
     (3, 10)
     """
-    import onnx
-    from onnx import TensorProto, helper
-
     path = check_path(path)
     check_choice(storage, "storage", STORAGES)
     # A step that is called like a tensor of the writer's own gets a dot in front, with which no module's name begins.
@@ -121,14 +119,12 @@ def onnx_session(path: str | os.PathLike, threads: int | None = None) -> Inferen
     FileNotFoundError if there is no such file; ValueError if it is truncated, refers to other files, or is not from
     `save_onnx`.
     """
-    import onnxruntime
-
     path = check_path(path)
     if threads is not None:
         check_whole(threads, "threads", high=1024)
     content = path.read_bytes()
     storage = _check_file(content, path)
-    options = onnxruntime.SessionOptions()
+    options = SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
     if storage == "int8":
@@ -137,7 +133,7 @@ def onnx_session(path: str | os.PathLike, threads: int | None = None) -> Inferen
     else:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class of its own for each way to fail, without a common one
         raise ValueError(f"{path} cannot be run ({first_line(error)}); write it again with save_onnx") from error
 
@@ -225,15 +221,12 @@ def _has_vnni() -> bool:
 
 def _check_file(content: bytes, path: str | os.PathLike) -> str:
     """Return how the weights are stored, or raise a `ValueError` that says what is wrong with the file."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
     try:
         proto = onnx.load_from_string(content)
     except DecodeError as error:
         raise ValueError(f"{path} is truncated or no ONNX file; write it again with save_onnx") from error
     tensors = [*proto.graph.initializer, *(a.t for node in proto.graph.node for a in node.attribute)]
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors):
         raise ValueError(f"{path} keeps weights in other files, which is refused; write it again with save_onnx")
     storage = {p.key: p.value for p in proto.metadata_props}.get("storage")
     if proto.producer_name != PRODUCER or (storage is not None and storage not in STORAGES):
@@ -259,14 +252,10 @@ class _Writer:
         self.opset = 21
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        from onnx import helper
-
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def constant(self, name: str, value: np.ndarray) -> str:
-        from onnx import numpy_helper
-
         if name not in {tensor.name for tensor in self.tensors}:
             self.tensors.append(numpy_helper.from_array(np.asarray(value), name))
         return name
@@ -308,8 +297,6 @@ class _Writer:
             self._move(step)
 
     def _normalise(self, mean: np.ndarray, std: np.ndarray) -> None:
-        from onnx import TensorProto
-
         scale, shift = (v.astype(np.float32).reshape(-1, 1, 1) for v in (1 / (255 * std), -mean / std))
         pixels = self.node("Cast", ["image"], "image.pixels", to=TensorProto.FLOAT)
         scaled = self.node("Mul", [pixels, self.constant("image.scale", scale)], "image.scaled")
@@ -343,8 +330,6 @@ class _Writer:
         return self._dequantize(f"{name}.weight", codes, scale), bias
 
     def _packed(self, name: str, layer: Layer) -> str:
-        import ml_dtypes
-
         container = {2: ml_dtypes.int2, 3: ml_dtypes.int4, 4: ml_dtypes.int4}.get(layer.bits, np.int8)
         if layer.bits == 2:
             self.opset = 25
