@@ -83,25 +83,21 @@ def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget
     return box
 
 
-def slider(label: str, value: float, low: float, high: float, step: float | None = None) -> Any:
-    """Return a slider with a label and a readable value; whole numbers give an integer slider.
+_LOOK = {"layout": {"width": "34em"}, "style": {"description_width": "9em"}}
+
+
+def slider(label: str, value: float, low: float, high: float) -> Any:
+    """Return a slider with a label and a readable value; whole numbers give an integer slider, others fifty steps.
 
     Examples
     --------
-    >>> slider("alpha", 2.0, 0.5, 6.0, step=0.25).value
-    2.0
+    >>> slider("alpha", 2.0, 0.5, 6.0).step
+    0.11
     """
-    options = {
-        "description": label,
-        "value": value,
-        "min": low,
-        "max": high,
-        "layout": ipywidgets.Layout(width="34em"),
-        "style": {"description_width": "9em"},
-    }
-    if all(isinstance(number, int) for number in (value, low, high)) and (step is None or isinstance(step, int)):
-        return ipywidgets.IntSlider(step=step or 1, **options)
-    step = step or (high - low) / 50
+    options = {"description": label, "value": value, "min": low, "max": high} | _LOOK
+    if all(isinstance(number, int) for number in (value, low, high)):
+        return ipywidgets.IntSlider(**options)
+    step = (high - low) / 50
     decimals = max(2, math.ceil(-math.log10(step)))
     return ipywidgets.FloatSlider(step=step, readout_format=f".{decimals}f", **options)
 
@@ -114,13 +110,8 @@ def choice(label: str, options: list[Any], value: Any = None) -> Any:
     >>> choice("precision", ["fp32", "w4a4", "w2a2"]).value
     'fp32'
     """
-    return ipywidgets.SelectionSlider(
-        options=options,
-        value=options[0] if value is None else value,
-        description=label,
-        layout=ipywidgets.Layout(width="34em"),
-        style={"description_width": "9em"},
-    )
+    value = options[0] if value is None else value
+    return ipywidgets.SelectionSlider(options=options, value=value, description=label, **_LOOK)
 
 
 # ---------------------------------------------------------------- lesson 00
