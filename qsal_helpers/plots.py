@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib
@@ -62,11 +63,7 @@ STYLE_FILE = Path(__file__).with_name("qsal.mplstyle")
 
 
 @functools.cache
-def _read_style() -> dict[str, Any]:
-    return dict(matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False))
-
-
-def style() -> dict[str, Any]:
+def style() -> Mapping[str, Any]:
     """Return the matplotlib settings that every figure uses: those of ``qsal.mplstyle``.
 
     For figures of your own: ``with matplotlib.rc_context(style()): ...``
@@ -76,7 +73,7 @@ def style() -> dict[str, Any]:
     >>> style()["figure.facecolor"]
     'white'
     """
-    return dict(_read_style())
+    return MappingProxyType(matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False))
 
 
 Arguments = ParamSpec("Arguments")
@@ -97,7 +94,7 @@ def styled(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
     @functools.wraps(draw)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with matplotlib.rc_context(_read_style()):
+        with matplotlib.rc_context(style()):
             return draw(*args, **kwargs)
 
     return wrapper
@@ -124,7 +121,7 @@ class Picture(Figure):
         buffer = io.BytesIO()
         canvas = _canvas(*self.get_size_inches(), self.dpi)
         canvas.figure = self
-        with matplotlib.rc_context(_read_style()):  # ticks are made and written when they are drawn
+        with matplotlib.rc_context(style()):  # ticks are made and written when they are drawn
             canvas.draw()  # `savefig` draws twice
         canvas.figure = None
         PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, format="png", compress_level=compression)
@@ -146,7 +143,7 @@ class Picture(Figure):
         >>> len(known)
         1
         """
-        with matplotlib.rc_context(_read_style()):
+        with matplotlib.rc_context(style()):
             key = tuple((_widest_label(ax), len(ax.get_xticks()) > 0) for ax in self.axes)
             lines = [axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)]
             if key not in known:
