@@ -1124,19 +1124,11 @@ def plot_completeness(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictu
 # ---------------------------------------------------------------- lesson 07
 
 
-def _draw_numbers(ax: Any, numbers: np.ndarray, title: str) -> None:
-    """Draw a small matrix of whole numbers as coloured cells, orange below 0 and purple above."""
-    top = max(1, int(np.abs(numbers).max()))
-    ax.imshow(numbers, cmap=SIGNED_MAP_COLOURS, vmin=-1.6 * top, vmax=1.6 * top)
-    for (row, column), number in np.ndenumerate(numbers):
-        ax.text(column, row, str(number).replace("-", "−"), ha="center", va="center", fontsize=15)
-    ax.set_title(title)
-    _hide_ticks(ax)
-
-
 @styled
 def plot_products(window: np.ndarray, weights: np.ndarray) -> Picture:
     """Return the integers under a filter, the filter's integers and their products, for one input channel.
+
+    Cells below 0 are orange, those above purple.
 
     Parameters
     ----------
@@ -1151,7 +1143,12 @@ def plot_products(window: np.ndarray, weights: np.ndarray) -> Picture:
     total = str(products.sum()).replace("-", "−")
     titles = ("integers of the input", "integers of the filter", f"products, sum {total}")
     for ax, numbers, title in zip(axes[0], (window, weights, products), titles, strict=True):
-        _draw_numbers(ax, numbers, title)
+        top = max(1, int(np.abs(numbers).max()))
+        ax.imshow(numbers, cmap=SIGNED_MAP_COLOURS, vmin=-1.6 * top, vmax=1.6 * top)
+        for (row, column), number in np.ndenumerate(numbers):
+            ax.text(column, row, str(number).replace("-", "−"), ha="center", va="center", fontsize=15)
+        ax.set_title(title)
+        _hide_ticks(ax)
     return figure
 
 
