@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import dis
 import functools
 import math
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,10 +71,13 @@ class _NotDone(Exception):
 _OF_A_STUB = {"RESUME", "NOP", "LOAD_CONST", "POP_TOP", "RETURN_CONST", "RETURN_VALUE"}
 
 
-def grade(exercise: str, student: Callable | None, test: Callable[[], None], hint: str, shown: str = "") -> bool:
+def grade(
+    exercise: str, student: Callable | None, test: Callable[[], None], hint: str, shown: str = "", times: float = 1.0
+) -> bool:
     """Run `test` of the function `student`, which raises `_Wrong` or `_NotDone`, and tell the student the outcome.
 
-    A wrong answer gets the hint, and the table `shown` unless `test` made one of its own.
+    A wrong answer gets the hint, and the table `shown` unless `test` made one of its own. A `test` that computes much
+    itself has `times` the usual time.
 
     Examples
     --------
@@ -82,7 +87,7 @@ def grade(exercise: str, student: Callable | None, test: Callable[[], None], hin
     """
     picture = None
     try:
-        _within_time(functools.partial(_run, test, student))
+        _within_time(functools.partial(_run, test, student), times)
     except _NotDone:
         outcome = Outcome(exercise, "not yet")
         said = "not done yet. The lesson goes on with the package's version."
@@ -161,7 +166,7 @@ def beside(answer: Tensor, wanted: Tensor) -> str:
     return (start if answer.dim() > 2 else "") + "\n".join([heads, *body])
 
 
-def _within_time(test: Callable[[], None]) -> None:
+def _within_time(test: Callable[[], None], times: float = 1.0) -> None:
     outcome: list[BaseException] = []
 
     def run() -> None:
@@ -172,13 +177,24 @@ def _within_time(test: Callable[[], None]) -> None:
 
     # A daemon thread: an endless loop in a student's answer must not keep the kernel from going on.
     thread = threading.Thread(target=run, daemon=True, name=THREAD)
-    computed, clock = time.process_time(), time.monotonic()
-    thread.start()
-    while thread.is_alive():
-        thread.join(min(0.1, TIME_LIMIT))
-        late = time.process_time() - computed > TIME_LIMIT or time.monotonic() - clock > 3 * TIME_LIMIT
-        if late and thread.is_alive():
-            raise _Wrong(f"It did not finish within {TIME_LIMIT:.0f} seconds: is there a loop that never ends?")
+    threads, limit = torch.get_num_threads(), TIME_LIMIT * times
+    torch.set_num_threads(1)  # the clock below counts all threads, those that wait for each other included
+    try:
+        computed, clock = time.process_time(), time.monotonic()
+        thread.start()
+        while thread.is_alive():
+            thread.join(min(0.1, TIME_LIMIT))
+            late = time.process_time() - computed > limit or time.monotonic() - clock > 3 * limit
+            if late and thread.is_alive():
+                # It would go on computing, and slow down all that follows; this ends a loop of Python's.
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+                )
+                thread.join(min(1.0, TIME_LIMIT))
+                goes_on = " It still runs: restart the kernel before you go on." if thread.is_alive() else ""
+                raise _Wrong(f"It did not finish within {limit:.0f} seconds: is there a loop that never ends?{goes_on}")
+    finally:
+        torch.set_num_threads(threads)
     if outcome:
         error = outcome[0]
         raise error if isinstance(error, Exception) else _Wrong(f"It stopped with {type(error).__name__}.")
@@ -226,8 +242,9 @@ def expect_close(answer: Any, wanted: Tensor, at: Tensor, what: str) -> None:
     if bool(wrong.any()):
         rows = zip(at[wrong].flatten().tolist(), answer[wrong].tolist(), wanted[wrong].tolist(), strict=False)
         lines = [f"    at {x:8.4g}: {what} is {got:8.4g}, should be {want:8.4g}" for x, got, want in list(rows)[:4]]
+        says = f"{what} differs at {int(wrong.sum())} of {wrong.numel()} points"
         with _showing(beside(answer, wanted) if wanted.dim() > 1 else ""):
-            raise _Wrong(f"{what} differs at {int(wrong.sum())} of {wrong.numel()} points:\n" + "\n".join(lines))
+            raise _Wrong(f"{says}." if wanted.dim() > 1 else "\n".join([f"{says}:", *lines]))
 
 
 def expect_number(answer: Any, what: str) -> float:
@@ -240,12 +257,12 @@ def expect_number(answer: Any, what: str) -> float:
     """
     if answer is None or answer is Ellipsis:
         raise _NotDone
-    if isinstance(answer, Tensor) and answer.numel() == 1:
+    if isinstance(answer, Tensor | np.ndarray) and math.prod(answer.shape) == 1:
         answer = answer.item()
     if isinstance(answer, bool) or not isinstance(answer, Real):  # Real, for NumPy has numbers of its own
         raise _Wrong(f"{what} should be one number, but your function returned {reprlib.repr(answer)}.")
     if not math.isfinite(answer):
-        raise _Wrong(f"{what} is {answer}: is something divided by zero?")
+        raise _Wrong(f"{what} is {answer}: is something divided by zero, or a logarithm taken of 0 or less?")
     return float(answer)
 
 
@@ -263,7 +280,7 @@ def check_number_of_levels(student: Callable[[int], int]) -> bool:
     """
 
     def test() -> None:
-        for bits in (3, 1, 2, 8):  # at 3 bits the usual mistakes give different numbers
+        for bits in (5, 1, 2, 8):  # at 5 bits the usual mistakes give different numbers
             answer = expect_number(student(bits), "The number of levels")
             if answer == 2**bits:
                 continue
@@ -292,7 +309,7 @@ def check_agreement(student: Callable[[Tensor, Tensor], float]) -> bool:
     True
     """
     a = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, 2.0], [5.0, 0.0, 1.0], [1.0, 4.0, 0.0]])
-    b = torch.tensor([[2.0, 1.0, 0.5], [0.0, 1.0, 2.0], [0.0, 1.0, 9.0], [4.0, 3.0, 1.0], [2.0, 0.0, 3.0]])
+    b = torch.tensor([[2.0, 1.0, 0.5], [0.0, 1.0, 2.0], [0.0, 1.0, 9.0], [4.0, 3.0, 1.0], [3.0, 2.0, 0.5]])
 
     def test() -> None:
         answer, of_four = (expect_number(student(a[:n], b[:n]), "The agreement") for n in (5, 4))
@@ -303,6 +320,8 @@ def check_agreement(student: Callable[[Tensor, Tensor], float]) -> bool:
             raise _Wrong(f"{says} That is how many agree; divide by how many there are.")
         if abs(answer - 0.4) < 1e-5:
             raise _Wrong(f"{says} That is the fraction that disagrees.")
+        if abs(answer - (a.argmin(1) == b.argmin(1)).float().mean().item()) < 1e-5:
+            raise _Wrong(f"{says} You compared the places of the smallest outputs; the class is that of the largest.")
         if abs(answer - 0.6) < 1e-5:
             raise _Wrong("For other images your function says something wrong: use the tensors that it is given.")
         if abs(answer - 60) < 1e-3:
@@ -335,7 +354,7 @@ def check_quantizer(student: Callable[[Tensor, int, float, float], Tensor]) -> b
     x = torch.linspace(-1.357, 2.443, 39)  # no value half-way between two levels, where a hair decides
 
     def test() -> None:
-        for bits, low, high in ((2, 0.0, 1.0), (3, -0.5, 1.5), (2, -1.0, 2.0)):
+        for bits, low, high in ((2, 0.0, 1.0), (4, -0.5, 1.5), (2, -1.0, 2.0)):
             wanted = quantize_uniform(x, bits, low, high)
             answer = expect_tensor(student(x.clone(), bits, low, high), wanted, "the quantized value").detach().float()
             if torch.allclose(answer, wanted, atol=1e-5):
@@ -377,6 +396,13 @@ def _name_the_fault_of_a_grid(case: str, x: Tensor, answer: Tensor, bits: int, l
         raise _Wrong(f"{case} every value is off by low: what was subtracted before rounding must be added after it.")
     if low and torch.allclose(answer, (x.clamp(low, high) / step).round() * step, atol=1e-4):
         raise _Wrong(f"{case} your levels are counted from 0: subtract low before you round, and add it after.")
+    if low and torch.allclose(answer, codes * step - low, atol=1e-4):
+        raise _Wrong(
+            f"{case} low is subtracted at the end, too: what was subtracted before rounding must be added after."
+        )
+    above_low = x.clamp(low, high) - low
+    if any(torch.allclose(answer, low + step * c, atol=1e-4) for c in ((above_low / step).ceil(), above_low // step)):
+        raise _Wrong(f"{case} take the nearest level, torch.round, not the one below or above.")
     if bool((answer > high + 1e-4).any() or (answer < low - 1e-4).any()):
         raise _Wrong(f"{case} some values lie outside the range from low to high: clip before you round.")
     if levels < 2**bits:
@@ -501,6 +527,8 @@ def check_round_ste(student: Callable[[Tensor], Tensor]) -> bool:
     def test() -> None:
         x = at.clone().requires_grad_()
         answer = expect_tensor(student(x), at, "the rounded value").float()
+        if not torch.equal(x.detach(), at):
+            raise _Wrong("Your function changes `x` itself: the latent number would be lost. Return a new tensor.")
         if torch.allclose(answer, at, atol=1e-5):
             raise _Wrong("The values come back unrounded: what you detach must hold the rounding.")
         expect_close(answer, at.round(), at=at, what="the rounded value")
@@ -508,7 +536,8 @@ def check_round_ste(student: Callable[[Tensor], Tensor]) -> bool:
             raise _Wrong("The values are right, but the result is cut off from x: no gradient can flow back at all.")
         upstream = torch.tensor([1.0, -2.0, 3.0, 0.5, -0.25, 4.0])
         (gradient,) = torch.autograd.grad(answer, x, upstream, allow_unused=True)
-        gradient = torch.zeros_like(at) if gradient is None else gradient
+        if gradient is None:
+            raise _Wrong("The values are right, but the result is a new start, cut off from x: no gradient reaches x.")
         rows = zip(*(t.tolist() for t in (at, answer, upstream, gradient)), strict=True)
         with _showing(table(["x", "value", "gradient in", "gradient out"], list(rows))):
             if not bool(gradient.any()):
@@ -591,6 +620,10 @@ def check_alpha_gradient(student: Callable[[Tensor, float, Tensor], Tensor]) -> 
             others = {
                 clipped.sum().item(): "You counted the clipped inputs; add up what `grad` holds at them.",
                 grad[x > alpha].sum().item(): "An input that equals alpha is missing: it counts as clipped.",
+                grad[x <= alpha].sum().item(): "You added over the inputs up to alpha; it is those from alpha on.",
+                (grad[x > alpha].sum() + grad[x == alpha].sum() / 2).item(): "An input that equals alpha counts half; "
+                "it counts as clipped, wholly.",
+                x[clipped].sum().item(): "You added up the inputs; add up `grad`.",
                 grad[~clipped].sum().item(): "You added over the inputs below alpha; those do not feel alpha.",
                 grad[(x > 0) & (x < alpha)].sum().item(): "That is where the slope by x is 1; alpha is felt elsewhere.",
                 grad.sum().item(): "You added over all inputs; only the clipped ones feel alpha.",
@@ -635,6 +668,10 @@ def check_steps_to_shrink(student: Callable[[float, float, float, float], float]
                 raise _Wrong(f"{says} You took the logarithm to base 10; exp needs the natural one, math.log.")
             if abs(answer + wanted) <= 0.01 * wanted:
                 raise _Wrong(f"{says} A number of steps is positive: turn the fraction in the logarithm over.")
+            if abs(answer - wanted / math.log(2)) <= 0.01 * wanted:
+                raise _Wrong(f"{says} You took the logarithm to base 2; exp needs the natural one, math.log.")
+            if math.isclose(answer, wanted * (10 * lr * decay) ** 2 / 100, rel_tol=1e-3):
+                raise _Wrong(f"{says} Only 10 divides there: put 10 * lr * weight_decay in brackets.")
             raise _Wrong(f"{says} It takes about {wanted:.0f}.")
 
     hint = "after n steps alpha is about start * exp(-10 * lr * decay * n): set it to end and solve for n."
@@ -689,6 +726,14 @@ def check_gradient_map(student: Callable[[nn.Module, Tensor, Tensor], Tensor]) -
             "you explain the probability; take the logit itself, without softmax.": magnitude(
                 lambda logits: logits.softmax(1).gather(1, target[:, None])
             ),
+            "you explain the cross-entropy or log-probability; take the logit itself.": magnitude(
+                lambda logits: logits.log_softmax(1).gather(1, target[:, None])
+            ),
+            "you explain the mean cross-entropy; take the sum of the logits themselves.": magnitude(
+                lambda logits: logits.log_softmax(1).gather(1, target[:, None]) / len(x)
+            ),
+            "this is the largest of the channels; take their sum.": signed.abs().amax(1),
+            "this is the length over the channels, a root of squares; add the magnitudes.": signed.norm(dim=1),
             "you explain the mean over the images; take their sum, so that an image's map is its own.": wanted / len(x),
         }
         _name_the_fault("The map has the right shape, but", answer, wanted, faults)
@@ -751,16 +796,35 @@ def check_integrated_gradients(student: Callable[[nn.Module, Tensor, Tensor, Ten
             "the way starts at 0: start it at the baseline.": way * average(torch.zeros_like(x)),
             "your way starts at 0 and ends at x: start it at the baseline.": x * average(torch.zeros_like(x)),
             "the sign is turned round: it is (x - baseline).": -wanted,
+            "the way goes along x: it should go along (x - baseline).": way * average(baseline, baseline + x),
+            "only the last point's gradient counts: add all of them up.": way * gradient(x) / steps,
+            "only the first point's gradient counts: does return stand inside the loop?": way
+            * gradient(baseline.expand_as(x))
+            / steps,
+            "you explain the mean over the images; take their sum, so that an image's map is its own.": wanted / len(x),
         }
         _name_the_fault("The attribution has the right shape, but", answer, wanted, faults, tolerance=0.02)
         missing = (answer - wanted).abs().max() / wanted.abs().max()
         if not missing < 0.02:  # this holds for NaN, too
             sums, promised = answer.flatten(1).sum(1), model(x) - model(baseline)
             promised = promised.gather(1, target[:, None])[:, 0]
+            worst = int((sums - promised).abs().argmax())
             with _showing(beside(answer, wanted)):
+                if (sums - promised).abs().max() < 0.02 * promised.abs().max():
+                    raise _Wrong("The sums are right, but not the single numbers: are all points on the straight way?")
                 raise _Wrong(
-                    f"For the first image it sums to {sums[0]:.3f}, but the logit changes by {promised[0]:.3f}."
+                    f"For image {worst} it sums to {sums[worst]:.3f}, but the logit changes by {promised[worst]:.3f}."
                 )
+        # Where the slope is the same everywhere, every mean of points is exact, however few they are.
+        flat = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 3)).requires_grad_(False)
+        exact = way * flat[1].weight[target].view_as(x)
+        few = expect_tensor(student(flat, x.clone(), baseline.clone(), target.clone(), 4), exact, "the attribution")
+        few = few.detach().to(exact.dtype)
+        if not torch.allclose(few, exact, atol=1e-4):
+            times = float((few * exact).sum() / exact.square().sum())
+            raise _Wrong(
+                f"With 4 steps your gradients count {4 * times:.3g} times, not 4: divide by as many as you add up."
+            )
         if torch.allclose(student(model, x.clone(), baseline.clone(), target.clone(), 2).detach(), answer):
             raise _Wrong(
                 "With 2 steps your function returns the same as with 200: take as many points as `steps` says."
@@ -796,12 +860,15 @@ def check_foreground_share(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
         faults = {
             "you return the sum on the object; divide it by the sum of the whole map.": inside,
             "this is the share of the background.": 1 - wanted,
+            "you divided by the sum of all maps together; divide by each map's own.": inside / maps.sum(),
+            "you divided by the sum of the background; divide by the sum of the whole map.": inside / (total - inside),
+            "give a fraction from 0 to 1, not percent.": 100 * wanted,
             "you divided by the number of the object's pixels; divide by the sum of the map.": inside / pixels,
             "you divided by the number of pixels; divide by the sum of the map.": inside / mask[0].numel(),
             "this is the object's share of the area; the map does not enter.": pixels / mask[0].numel(),
         }
         _name_the_fault("There is one number a map, but", answer, wanted, faults)
-        expect_close(answer, wanted, at=total, what="the share")
+        expect_close(answer, wanted, at=torch.arange(2.0), what="the share")
 
     return grade(
         "foreground_share", student, test, "maps * mask is 0 off the object; sum it over rows and columns; divide."
@@ -861,9 +928,12 @@ def check_hide_pixels(student: Callable[[Tensor, Tensor, int, float], Tensor]) -
     def test() -> None:
         wanted = hidden(gradient.abs(), k)
         given = x.clone()
-        answer = expect_tensor(student(given, gradient.clone(), k, value), wanted, "the masked image").detach()
+        slope = gradient.clone()
+        answer = expect_tensor(student(given, slope, k, value), wanted, "the masked image").detach()
         if not torch.equal(given, x):
             raise _Wrong("Your function changes `x` itself, which others may still need: start with x.clone().")
+        if not torch.equal(slope, gradient):
+            raise _Wrong("Your function changes `gradient` itself, which others may still need: use gradient.abs().")
         edge = gradient.abs().flatten().sort().values[3 * k - 1]
         faults = {
             "the images come back unchanged.": x,
@@ -882,6 +952,9 @@ def check_hide_pixels(student: Callable[[Tensor, Tensor, int, float], Tensor]) -
             ),
             "you ranked the pixels of all images together; each image gives up k of its own.": torch.where(
                 (gradient.abs() <= edge)[:, None], value, x
+            ),
+            "argsort gives places, not ranks: mark True at the places order[:, :k].": torch.where(
+                (gradient.abs().flatten(1).argsort(1) < k).view(3, 1, 4, 5), value, x
             ),
             "only one channel is replaced: a pixel goes with all its channels.": torch.cat(
                 [wanted[:, :1], x[:, 1:]], 1
@@ -933,10 +1006,16 @@ def check_divergence(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
             (log_p * (log_p - log_q)).sum(1).mean().item(): "The weight is p, not log p: log_p.exp() is p.",
             (log_p.exp() * (log_p - log_q.exp())).sum(1).mean().item(): "The logarithm of q is missing.",
             -wanted: "The sign is turned round: a divergence is never below 0.",
+            -terms(masked, logits).sum(1).mean().item(): "The weight is q; p, of the whole image, is the reference.",
+            wanted / math.log(2): "That is in bits: for nats take the natural logarithm.",
+            wanted / math.log(10): "Take the natural logarithm, not that to base 10.",
         }
         if abs(number - wanted) > 1e-4:
             reason = next((text for other, text in faults.items() if abs(number - other) < 1e-4), "")
             raise _Wrong(f"{says} {reason}".rstrip())
+        of_three = expect_number(student(logits[:3], masked[:3]), "The divergence")
+        if abs(of_three - each[:3].mean().item()) > 1e-4:
+            raise _Wrong("With three images your function says something wrong: use the tensors that it is given.")
         far = float(student(torch.tensor([[200.0, 0.0]]), torch.tensor([[0.0, 200.0]])))
         if not math.isclose(far, 200.0, rel_tol=1e-3):
             raise _Wrong(f"For logits of 200 it should be 200, and you get {far}: use log_softmax, not log of softmax.")
@@ -1000,6 +1079,11 @@ def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float
             "The weight is missing.": cross_entropy + divergence,
             "The cross-entropy is the sum over the images; take their mean.": len(x) * cross_entropy
             + weight * divergence,
+            "The divergence is the sum over the images; take their mean.": cross_entropy + weight * len(x) * divergence,
+            "Sum the divergence over the classes before you take the mean over the images.": cross_entropy
+            + weight * divergence / 3,
+            "The weight belongs to the divergence, not to the cross-entropy.": weight * cross_entropy + divergence,
+            "The weight multiplies the divergence alone.": weight * (cross_entropy + divergence),
             "The two predictions in the divergence have changed places.": cross_entropy + weight * reversed_divergence,
             "The sign of the divergence is turned round.": cross_entropy - weight * divergence,
             "You hid the most salient pixels.": cross_entropy + weight * kl(*predictions(sign=-1)),
@@ -1086,6 +1170,8 @@ def check_plain_steps(student: Callable[[int, int, int], float]) -> bool:
                 (forward + to_input + full) / 3: "A full backward pass costs 2 units, not 1.",
                 (forward + 2 * to_input + 2 * full) / 3: "A backward pass to the input alone costs 1 unit, not 2.",
                 (forward + 2 * full) / 3: "The backward passes to the input are missing.",
+                forward + to_input + 2 * full / 3: "Only the last term is divided by 3: put the sum in brackets.",
+                round(wanted): "You rounded to a whole number: leave the fraction.",
                 wanted // 1: "You divided by //, which drops the fraction: divide by /.",
             }
             reason = next((text for other, text in faults.items() if abs(answer - other) < 1e-2), "")
@@ -1156,6 +1242,7 @@ def check_combined(student: Callable[..., nn.Module]) -> bool:
             "epochs does not arrive in fit, which then takes its default.": (0.75, 8, 20),
             "seed does not arrive in fit, which then takes its default, 0.": (0.75, 3, 0),
             "neither epochs nor seed arrives in fit.": (0.75, 8, 0),
+            "neither mask_ratio nor epochs arrives: hand them to SaliencyGuided and to fit.": (0.5, 8, 20),
             "neither mask_ratio nor seed arrives: hand them to SaliencyGuided and to fit.": (0.5, 3, 0),
             "nothing arrives of mask_ratio, epochs and seed.": (0.5, 8, 0),
             "seed arrived as fit's batch_size: name both, epochs=..., seed=....": (0.75, 3, 0, 20),
@@ -1168,7 +1255,7 @@ def check_combined(student: Callable[..., nn.Module]) -> bool:
         raise _Wrong("The bits are right, but the weights are not those of the three lines.")
 
     hint = "small = quantize(model, precision); fit(small, data, SaliencyGuided(mask_ratio), epochs=..., seed=...)."
-    return grade("combined", student, test, hint)
+    return grade("combined", student, test, hint, times=3)  # the grader trains up to ten networks to compare with
 
 
 def check_pareto_front(student: Callable[[Tensor], Tensor]) -> bool:
@@ -1211,7 +1298,7 @@ def check_pareto_front(student: Callable[[Tensor], Tensor]) -> bool:
                 largest = (scores == scores.amax(0)).any(1)
                 if torch.equal(answer, ~wanted):
                     raise _Wrong(f"{says} That is the other way round: these are the rows that are beaten.")
-                if torch.equal(answer, largest):
+                if torch.equal(answer, largest) and not answer[wanted].all():
                     raise _Wrong(
                         f"{says} You keep the best of each column, and lose the good compromises between them."
                     )
@@ -1222,6 +1309,10 @@ def check_pareto_front(student: Callable[[Tensor], Tensor]) -> bool:
                     raise _Wrong(
                         f"{says} You ask for better everywhere. Better in one column and equal in others beats."
                     )
+                if torch.equal(answer, ~beats.any(1)):
+                    raise _Wrong(f"{says} These rows beat no other; those are asked for that no other row beats.")
+                if torch.equal(answer, ~(scores[:, None] >= scores[None]).all(-1).fill_diagonal_(False).any(0)):
+                    raise _Wrong(f"{says} Equal rows do not beat each other: what beats must also be better somewhere.")
                 if not answer.any():
                     raise _Wrong(f"{says} Every row is as good as itself: what beats must also be better somewhere.")
                 if answer.all():
@@ -1255,13 +1346,16 @@ def check_half_width(student: Callable[[Tensor, float], float]) -> bool:
         for numbers, t in (([1.0, 2.0, 4.0], 4.3), ([0.9, 0.91, 0.93, 0.92, 0.9], 2.78), ([5.0, 9.0], 12.7)):
             values = torch.tensor(numbers, dtype=torch.float64)
             n, s = len(values), values.std().item()
-            answer = expect_number(student(values.clone(), t), "the half width")
+            answer = expect_number(student(values.clone(), t), "The half width")
             says = f"For values {numbers} and t = {t}"
             faults = {
                 "you divide by n; the mean of n values varies by s / sqrt(n).": t * s / n,
                 "this is t * s, how far single values lie apart. The mean of n values varies less.": t * s,
                 "this is s / sqrt(n): t is missing.": s / n**0.5,
                 "this is the whole width; half of it is asked for.": 2 * t * s / n**0.5,
+                "n stands under the root, not n - 1: std has taken care of that.": t * s / (n - 1) ** 0.5,
+                "this takes the variance; s is its root, values.std().": t * s**2 / n**0.5,
+                "the mean is added; only what stands behind the ± is asked for.": values.mean().item() + t * s / n**0.5,
                 "use the sample's deviation, which divides by n - 1 (torch's std does).": t
                 * values.std(correction=0).item()
                 / n**0.5,
@@ -1300,12 +1394,17 @@ def check_paired_t(student: Callable[[Tensor, Tensor], float]) -> bool:
             a, b = torch.tensor(one, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)
             d, n = a - b, len(a)
             wanted = (d.mean() / (d.std() / n**0.5)).item()
-            answer = expect_number(student(a.clone(), b.clone()), "the statistic")
+            answer = expect_number(student(a.clone(), b.clone()), "The statistic")
             says = f"For a = {one} and b = {other}"
             unpaired = ((a.mean() - b.mean()) / ((a.var() + b.var()) / n).sqrt()).item()
             faults = {
                 "this is the t of two unrelated groups. Take the differences first; their spread counts.": unpaired,
+                "the sign is lost; it tells which of the two is larger.": abs(wanted) if wanted < 0 else math.nan,
                 "the sign is turned: a minus b is asked for.": -wanted,
+                "you divide by sqrt(n), too: put d.std() / sqrt(n) in brackets.": wanted / n,
+                "you divide s by n; the mean of n values varies by s / sqrt(n).": wanted * n**0.5,
+                "n stands under the root, not n - 1: std has taken care of that.": wanted * ((n - 1) / n) ** 0.5,
+                "this divides by the variance; s is its root, d.std().": wanted / d.std().item(),
                 "you divide by the spread of single differences; the mean's is smaller by sqrt(n).": wanted / n**0.5,
                 "this is the mean difference; divide it by its standard error.": d.mean().item(),
                 "use the sample's deviation, which divides by n - 1 (torch's std does).": wanted * (n / (n - 1)) ** 0.5,
@@ -1341,8 +1440,9 @@ def check_holm(student: Callable[[Tensor], Tensor]) -> bool:
             answer = expect_tensor(student(p.clone()), wanted, "the answer").double()
             m, order = len(p), p.argsort(stable=True)
             factors = torch.arange(m, 0, -1, dtype=torch.float64)
-            raw, unbounded = torch.empty_like(p), torch.empty_like(p)
+            raw, unbounded, upward = torch.empty_like(p), torch.empty_like(p), torch.empty_like(p)
             raw[order] = (p[order] * factors).clamp(max=1)
+            upward[order] = (p[order] * factors.flip(0)).cummax(0).values.clamp(max=1)
             unbounded[order] = (p[order] * factors).cummax(0).values
             faults = {
                 "this is Bonferroni: every p is multiplied by how many there are. Holm multiplies the second "
@@ -1350,6 +1450,13 @@ def check_holm(student: Callable[[Tensor], Tensor]) -> bool:
                 "a p-value ended up above 1; 1 is the most.": unbounded,
                 "a larger p must not end up below a smaller one: take the running maximum.": raw,
                 "the values are right, but they stand in sorted order, not in the order given.": wanted[order],
+                "the values are put back the wrong way: answer[order] = values, not values[order].": wanted[order][
+                    order
+                ],
+                "the smallest is multiplied by m and the largest by 1, not the other way round.": upward,
+                "the smallest comes first: sort from the smallest up before you multiply.": (p * factors)
+                .cummax(0)
+                .values.clamp(max=1),
                 "nothing was corrected.": p,
             }
             shown = table(
@@ -1433,13 +1540,16 @@ def check_fold_batch_norm(
     def test() -> None:
         with torch.no_grad():
             weight, bias, bn = _convolution_and_batch_norm()
-            answer = student(weight.clone(), bias.clone(), bn)
+            given = copy.deepcopy(bn)
+            answer = student(weight.clone(), bias.clone(), given)
             if answer is None or answer is Ellipsis:
                 raise _NotDone
             if not isinstance(answer, tuple | list) or len(answer) != 2:
                 raise _Wrong("Return two tensors, the new weight and the new bias: return new_weight, new_bias.")
             new_weight = expect_tensor(answer[0], weight, "the new weight")
             new_bias = expect_tensor(answer[1], bias, "the new bias")
+            if any(not torch.equal(v, bn.state_dict()[name]) for name, v in given.state_dict().items()):
+                raise _Wrong("Your function changes `bn` itself, which the network still needs.")
             deviation, gamma, beta, mean = (bn.running_var + bn.eps).sqrt(), bn.weight, bn.bias, bn.running_mean
             gain = gamma / deviation
             column = (-1, 1, 1, 1)
@@ -1453,6 +1563,8 @@ def check_fold_batch_norm(
                     * (gamma / (bn.running_var + bn.eps)).view(column),
                     "gamma is missing: multiply by bn.weight, too.": weight / deviation.view(column),
                     "you multiplied by the deviation; divide by it.": weight * (gamma * deviation).view(column),
+                    "bn.eps stands behind the root; it belongs under it.": weight
+                    * (gamma / (bn.running_var.sqrt() + bn.eps)).view(column),
                     "bn.eps is missing under the root.": weight * (gamma / bn.running_var.sqrt()).view(column),
                     "the gain runs over the wrong axis: filters lie along axis 0, so use .view(-1, 1, 1, 1).": weight
                     * gain.view(1, -1, 1, 1),
@@ -1472,11 +1584,14 @@ def check_fold_batch_norm(
                     "the convolution's own bias has to be multiplied by the gain, too.": bias - gain * mean + beta,
                     "the running mean has to be multiplied by the gain, too.": gain * bias - mean + beta,
                     "the gain is missing: it multiplies (bias - bn.running_mean).": bias - mean + beta,
+                    "beta (bn.bias) is multiplied by the gain; add it last.": gain * (bias - mean + beta),
+                    "beta (bn.bias) is subtracted; it has to be added.": gain * (bias - mean) - beta,
+                    "the bias comes first: (bias - bn.running_mean).": gain * (mean - bias) + beta,
                     "the running mean is added; it has to be subtracted.": gain * (bias + mean) + beta,
                 },
                 tolerance=1e-5,
             )
-            expect_close(new_bias, gain * (bias - mean) + beta, at=bias, what="the new bias")
+            expect_close(new_bias, gain * (bias - mean) + beta, at=torch.arange(5.0), what="the new bias")
 
     hint = (
         "gain = bn.weight / torch.sqrt(bn.running_var + bn.eps), one a filter; gain.view(-1, 1, 1, 1) multiplies each "
@@ -1526,6 +1641,9 @@ def check_pack_four(student: Callable[[Tensor], Tensor]) -> bool:
             raise _Wrong(f"The bytes should be integers, torch.uint8; they are {answer.dtype}.")
         parts = (codes.view(-1, 4).int() << torch.tensor(up)).unbind(1)
         or_ed = parts[0] | parts[1] | parts[2] | parts[3]
+        masked_late = (codes.view(-1, 4).int() & torch.tensor([3, 12, 48, 192])).sum(1)
+        a, b, c, d = (codes & 3).view(-1, 4).int().unbind(1)
+        added_first = a + b << 2 + c << 4 + d << 6
         if answer.dtype == torch.int8 and torch.equal(answer.int() & 255, wanted):
             raise _Wrong("The bits are right, but int8 reads them as numbers down to -128: use .to(torch.uint8).")
         faults = {
@@ -1541,6 +1659,9 @@ def check_pack_four(student: Callable[[Tensor], Tensor]) -> bool:
                 codes + 2, up
             ),
             "the numbers overlap: each needs 2 bits, so shift by 0, 2, 4 and 6.": packed(codes & 3, [0, 1, 2, 3]),
+            "codes & 3 << 2 means codes & (3 << 2): put codes & 3 in brackets before you shift.": masked_late,
+            "+ comes before << in Python: put each shifted number in brackets.": added_first,
+            "the first number is moved, too: shift by 0, 2, 4 and 6.": packed(codes & 3, [2, 4, 6, 8]),
             "the minus signs are lost: -1 must not become the same bits as 1.": packed(codes.abs(), up),
         }
         fours = codes.view(-1, 4).tolist()

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from IPython.core.inputtransformer2 import TransformerManager
 from tqdm.auto import tqdm
 
 from .checks import Outcome
@@ -124,8 +125,13 @@ def grade_notebook(path: str | Path) -> tuple[str, list[Outcome]]:
 def read_cells(path: str | Path) -> list[tuple[str, str]]:
     """Return a notebook's cells as (kind, text), without running anything."""
     try:
-        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        notebook = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if "worksheets" in notebook:
+            raise NotALesson("This notebook has the format of before 2015: open it in Jupyter and save it.")
+        cells = notebook["cells"]
         return [(str(cell["cell_type"]), "".join(cell["source"])) for cell in cells]
+    except NotALesson:
+        raise
     except OSError as error:
         raise NotALesson(f"The file cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -133,23 +139,22 @@ def read_cells(path: str | Path) -> list[tuple[str, str]]:
 
 
 def lesson_of(cells: Sequence[tuple[str, str]]) -> str:
-    """Return the number of the lesson that a notebook is: that of its title, else that of the checks it calls."""
+    """Return the number of the lesson that a notebook is: that of the checks and exercises in it, else of its title."""
     titles = re.findall(r"^# (\d\d) ", "\n".join(text for kind, text in cells if kind == "markdown"), re.MULTILINE)
-    called = set(re.findall(r"\bcheck_\w+", "\n".join(text for kind, text in cells if kind == "code")))
+    names = set(re.findall(r"\bcheck_\w+|(?<=^def )\w+", "\n".join(t for k, t in cells if k == "code"), re.MULTILINE))
+    held = {lesson: len(names & {*graders, *graders.values()}) for lesson, graders in EXERCISES.items()}
     found = [title for title in titles if title in EXERCISES]
-    found += [lesson for lesson, graders in EXERCISES.items() if called & set(graders.values())]
-    if not found:
+    if not found and not any(held.values()):
         raise NotALesson("This notebook holds no exercise of the course.")
-    return found[0]
+    return max(held, key=held.__getitem__) if any(held.values()) else found[0]
 
 
 def statements_of(sources: Sequence[str]) -> tuple[list[Statement], list[tuple[str, str]]]:
     """Return the statements of all cells that Python can read, and the other cells, each with what is wrong with it."""
     known, broken = [], []
     for source in sources:
-        source = re.sub(r"^[%!?].*", "", source, flags=re.MULTILINE)  # what only Jupyter understands
         try:
-            for node in ast.parse(source).body:
+            for node in ast.parse(_as_python(source)).body:
                 text = ast.unparse(node)
                 scope = symtable.symtable(text, "cell", "exec")
                 binds = {name.get_name() for name in scope.get_symbols() if name.is_assigned() or name.is_imported()}
@@ -160,6 +165,15 @@ def statements_of(sources: Sequence[str]) -> tuple[list[Statement], list[tuple[s
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             broken.append((source, f"{type(error).__name__}: {error}"))
     return known, broken
+
+
+def _as_python(source: str) -> str:
+    """Return a cell without what only Jupyter understands: ``%%time``, ``%matplotlib inline``, ``!ls``, ``f?``."""
+    source = re.sub(r"\A\s*%%.*", "", source)
+    try:
+        return TransformerManager().transform_cell(source)
+    except SyntaxError:
+        return source
 
 
 def _filled(node: ast.stmt) -> Iterator[str]:
@@ -181,7 +195,11 @@ def _filled(node: ast.stmt) -> Iterator[str]:
 
 def _needs(scope: symtable.SymbolTable) -> Iterator[str]:
     top = scope.get_type() == "module"
-    yield from (s.get_name() for s in scope.get_symbols() if s.is_referenced() and (top or s.is_global()))
+    yield from (
+        s.get_name()
+        for s in scope.get_symbols()
+        if s.is_declared_global() or (s.is_referenced() and (top or s.is_global()))
+    )
     for inner in scope.get_children():
         yield from _needs(inner)
 

@@ -542,7 +542,7 @@ def sensitivity_max(
     Parameters
     ----------
     target : the class that is explained, also in the changed images; ``None``: the predicted class of `x`.
-    method, **options : of `saliency_map`.
+    method, **options : of `saliency_map`, which has its defaults for its own samples and seed.
     radius : in units of the normalised `x`.
     samples : how many changes are drawn for each image.
 

@@ -837,7 +837,7 @@ def describe(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> li
     Parameters
     ----------
     input_shape : ``(C, H, W)`` of one image; by default the model's own `input_shape`, which `build_model` sets.
-        Without it MACs and bit operations are None.
+        Without it MACs and bit operations are None; so are those of a layer that is not called as a module.
 
     Returns
     -------

@@ -484,6 +484,10 @@ def read_record(folder: str | os.PathLike, run: Run | str) -> dict:
 def load_records(folder: str | os.PathLike) -> pd.DataFrame:
     """Return the finished runs as a table: a row a run; its fields, figures and the mean of each metric as columns.
 
+    Raises
+    ------
+    FileNotFoundError if there is no such folder.
+
     Examples
     --------
     >>> import tempfile
@@ -494,6 +498,8 @@ def load_records(folder: str | os.PathLike) -> pd.DataFrame:
     """
     import pandas as pd
 
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}; run_all(runs, folder) writes records into one")
     rows = []
     for path in sorted(Path(folder).glob("*.json")):
         record = read_record(folder, path.stem)
@@ -844,7 +850,7 @@ def main(arguments: list[str] | None = None) -> None:
             if len(found):
                 found.to_csv(given.folder / f"agreement-{name}.csv", index=False)
     else:
-        records = load_records(given.folder)
+        records = load_records(given.folder) if given.folder.is_dir() else ()
         if len(records) and (given.group or given.seeds is not None or fields):
             records = records[records.id.isin([run.id for run in runs])]
         if len(records) and not len(main_records(records)):

@@ -159,6 +159,7 @@ def fit(
     augment : random crops, and flips where `data.mirror` allows them; see `batches`.
     resume : a file for a training that may be killed. It is written after every epoch; where it exists already,
         training goes on from the epoch it holds, to the numbers that an undisturbed run gives. It stays at the end.
+        Of an objective of your own it holds the attributes that are numbers or tensors.
 
     Returns
     -------

@@ -94,7 +94,7 @@ GRADERS = {
             lambda bits: 2 * bits,
             lambda bits: bits**2,
             lambda bits: 2**bits - 1,
-            lambda bits: 10,
+            lambda bits: 12,
         ],
     ),
     "check_agreement": (
@@ -533,6 +533,12 @@ def test_the_formula_of_the_lesson_is_accepted_however_it_is_written(name, answe
 
 SLIPS = {
     "one case only": ("check_agreement", lambda a, b: 0.6, "use the tensors that it is given"),
+    "one level too many": ("check_number_of_levels", lambda bits: 2**bits + 1, "Count by hand"),
+    "the smallest output": (
+        "check_agreement",
+        lambda a, b: (a.argmin(1) == b.argmin(1)).float().mean(),
+        "places of the smallest",
+    ),
     "2^bits levels": ("check_number_of_levels", lambda bits: 2 ^ bits, r"write \*\*"),
     "low not added": (
         "check_quantizer",
@@ -550,6 +556,145 @@ SLIPS = {
         "round up, not to the nearest",
     ),
     "6.02 dB a bit": ("check_bits_needed", lambda decibels: math.ceil(decibels / 6.02), "too good for few bits"),
+    "a quotient without its fraction": (
+        "check_quantizer",
+        lambda x, bits, low, high: (
+            low + (high - low) / (2**bits - 1) * ((x.clamp(low, high) - low) // ((high - low) / (2**bits - 1)))
+        ),
+        "take the nearest level",
+    ),
+    "2^bits without brackets": (
+        "check_quantizer",
+        lambda x, bits, low, high: grid(x.clamp(low, high), 2 ^ bits - 1, low, high, torch.round),
+        r"2\^bits is something else",
+    ),
+    "low subtracted twice": (
+        "check_quantizer",
+        lambda x, bits, low, high: grid(x.clamp(low, high), 2**bits - 1, low, high, torch.round) - 2 * low,
+        "subtracted at the end, too",
+    ),
+    "x itself rounded": ("check_round_ste", lambda x: (setattr(x, "data", x.data.round()), x)[1], "changes `x` itself"),
+    "a new start": ("check_round_ste", lambda x: x.detach().round().requires_grad_(), "cut off from x"),
+    "up to alpha": ("check_alpha_gradient", lambda x, alpha, grad: grad[x <= alpha].sum(), "from alpha on"),
+    "autograd's half at a tie": (
+        "check_alpha_gradient",
+        lambda x, alpha, grad: grad[x > alpha].sum() + grad[x == alpha].sum() / 2,
+        "counts half",
+    ),
+    "brackets around the divisor": (
+        "check_steps_to_shrink",
+        lambda start, end, lr, decay: math.log(start / end) / 10 * lr * decay,
+        "in brackets",
+    ),
+    "the cross-entropy's gradient": (
+        "check_gradient_map",
+        lambda model, x, target: (
+            gradient(model, x, target, lambda z, t: torch.nn.functional.cross_entropy(z, t)).abs().sum(1)
+        ),
+        "mean cross-entropy",
+    ),
+    "the largest channel": (
+        "check_gradient_map",
+        lambda model, x, target: gradient(model, x, target).abs().amax(1),
+        "largest of the channels",
+    ),
+    "one point more than steps": (
+        "check_integrated_gradients",
+        lambda model, x, baseline, target, steps: (
+            (x - baseline)
+            * sum(gradient(model, baseline + k / steps * (x - baseline), target) for k in range(steps + 1))
+            / steps
+        ),
+        "count 5 times, not 4",
+    ),
+    "a way along x": (
+        "check_integrated_gradients",
+        lambda model, x, baseline, target, steps: (
+            (x - baseline) * integrated(model, baseline + x, baseline, target, steps)
+        ),
+        "goes along x",
+    ),
+    "return in the loop": (
+        "check_integrated_gradients",
+        lambda model, x, baseline, target, steps: (x - baseline) * gradient(model, baseline + 0 * x, target) / steps,
+        "inside the loop",
+    ),
+    "the sum of all maps": (
+        "check_foreground_share",
+        lambda maps, mask: (maps * mask).sum((1, 2)) / maps.sum(),
+        "all maps together",
+    ),
+    "four images": ("check_divergence", lambda a, b: kl(a, b).sum() / 4, "use the tensors that it is given"),
+    "places taken for ranks": (
+        "check_hide_pixels",
+        lambda x, gradient, k, value: torch.where(
+            (gradient.abs().flatten(1).argsort(1) < k).view(len(x), 1, *x.shape[2:]), value, x
+        ),
+        "places, not ranks",
+    ),
+    "the gradient changed": (
+        "check_hide_pixels",
+        lambda x, gradient, k, value: hide(x, gradient.abs_(), k, value),
+        "changes `gradient` itself",
+    ),
+    "the weight on the wrong term": (
+        "check_guided_loss",
+        lambda model, x, y, ratio, weight: weight * guided(model, x, y, ratio, 1 / weight),
+        "not to the cross-entropy",
+    ),
+    "a rounded price": (
+        "check_plain_steps",
+        lambda forward, to_input, full: round((forward + to_input + 2 * full) / 3),
+        "leave the fraction",
+    ),
+    "rows that beat nobody": (
+        "check_pareto_front",
+        lambda scores: ~((scores[:, None] >= scores[None]).all(-1) & (scores[:, None] > scores[None]).any(-1)).any(1),
+        "beat no other",
+    ),
+    "only earlier rows compared": (
+        "check_pareto_front",
+        lambda scores: torch.stack([~beaten(scores[: i + 1])[i] for i in range(len(scores))]),
+        "Row 0 should go",
+    ),
+    "n - 1 under the root": (
+        "check_half_width",
+        lambda values, t: t * values.std() / (len(values) - 1) ** 0.5,
+        "not n - 1",
+    ),
+    "a t without its sign": (
+        "check_paired_t",
+        lambda a, b: ((a - b).mean() / ((a - b).std() / len(a) ** 0.5)).abs(),
+        "sign is lost",
+    ),
+    "a t without brackets": ("check_paired_t", lambda a, b: (a - b).mean() / (a - b).std() / len(a) ** 0.5, "brackets"),
+    "put back the wrong way": (
+        "check_holm",
+        lambda p: (p.sort().values * torch.arange(len(p), 0, -1)).cummax(0).values.clamp(max=1)[p.argsort()],
+        "wrong way",
+    ),
+    "eps behind the root": (
+        "check_fold_batch_norm",
+        lambda weight, bias, bn: (weight * (bn.weight / (bn.running_var.sqrt() + bn.eps)).view(-1, 1, 1, 1), bias),
+        "behind the root",
+    ),
+    "the batch-norm changed": (
+        "check_fold_batch_norm",
+        lambda weight, bias, bn: (folded(weight, bn), bn.running_var.add_(1)),
+        "changes `bn` itself",
+    ),
+    "<< before &": (
+        "check_pack_four",
+        lambda codes: (
+            codes[::4] & 3 | codes[1::4] & 3 << 2 | codes[2::4].int() & 3 << 4 | codes[3::4].int() & 3 << 6
+        ).to(torch.uint8),
+        "before you shift",
+    ),
+    "neither ratio nor epochs": (
+        "check_combined",
+        lambda model, data, precision, ratio, epochs, seed: fit_guided(quantize(model, precision), data, 0.5, 8, seed),
+        "neither mask_ratio nor epochs",
+    ),
     "fit without keywords": (
         "check_combined",
         lambda model, data, precision, ratio, epochs, seed: fit_guided(quantize(model, precision), data, ratio, 8, 0),
@@ -670,7 +815,7 @@ def test_an_answer_of_the_wrong_kind_is_told_so(name, answer, capsys):
     assert not verdict and "not right yet" in said
 
 
-@pytest.mark.parametrize("kind", [int, np.int64, np.float32, np.float64, torch.tensor])
+@pytest.mark.parametrize("kind", [int, np.int64, np.float32, np.float64, np.array, torch.tensor])
 def test_a_number_is_right_whichever_library_it_comes_from(kind, capsys):
     assert checks.check_number_of_levels(lambda bits: kind(2**bits))
     assert "correct" in capsys.readouterr().out
@@ -692,6 +837,29 @@ def test_an_answer_that_never_ends_is_given_up(name, capsys, monkeypatch):
     verdict, said = grade(name, lambda *_: never.wait(), capsys)
     never.set()
     assert not verdict and "did not finish" in said
+
+
+def test_a_loop_that_was_given_up_is_ended(capsys, monkeypatch):
+    monkeypatch.setattr(checks, "TIME_LIMIT", 0.5)
+
+    def endless(bits):
+        while True:
+            pass
+
+    assert not grade("check_number_of_levels", endless, capsys)[0]
+    assert not checks.still_running()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_clock_counts_the_same_however_many_threads_torch_has(threads, capsys, monkeypatch):
+    seen = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert grade("check_number_of_levels", lambda bits: seen.append(torch.get_num_threads()) or 2**bits, capsys)[0]
+        assert set(seen) == {1} and torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 @each_grader

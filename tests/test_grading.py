@@ -164,6 +164,39 @@ def test_what_other_statements_put_into_a_list_or_a_table_is_there_when_a_functi
     assert states(notebook, tmp_path)["number_of_levels"] == "done"
 
 
+JUPYTER_ONLY = {
+    "a question": "my_pact?",
+    "a command's output": "files = !ls",
+    "an indented magic": "if True:\n    %timeit 1",
+    "a line that starts with %": "seven = (107\n% 10)",
+    "a text that starts with !": 'text = """\n!ls\n"""',
+}
+
+
+@pytest.mark.parametrize("line", JUPYTER_ONLY)
+def test_what_only_jupyter_understands_costs_nobody_an_exercise(line, tmp_path):
+    notebook = answered("02")
+    for cell in notebook.cells:
+        if cell.source.startswith("def my_pact("):
+            cell.source += "\n" + JUPYTER_ONLY[line]
+    assert states(notebook, tmp_path)["my_pact"] == "done"
+
+
+def test_a_function_that_counts_its_calls_in_a_global_name_is_graded(tmp_path):
+    code = "CALLS = 0\ndef number_of_levels(bits):\n    global CALLS\n    CALLS += 1\n    return 2**bits"
+    assert states(answered("00", number_of_levels=code), tmp_path)["number_of_levels"] == "done"
+
+
+def test_a_notebook_is_the_lesson_whose_exercises_it_holds_whatever_its_headings_say(tmp_path):
+    notebook = answered("04")
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("# 01 Anna's homework"))
+    assert states(notebook, tmp_path) == dict.fromkeys(EXERCISES["04"], "done")
+    only = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(text) for text in solutions(lesson("00")).values()]
+    )
+    assert set(states(only, tmp_path)) == set(EXERCISES["00"])
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -171,6 +204,7 @@ def test_what_other_statements_put_into_a_list_or_a_table_is_there_when_a_functi
         ("[1, 2]", "not a Jupyter notebook"),
         ('{"cells": [{"source": 3}]}', "not a Jupyter notebook"),
         ('{"cells": []}', "no exercise"),
+        ('{"nbformat": 3, "worksheets": [{"cells": []}]}', "before 2015"),
         (None, "cannot be read"),
     ],
 )

@@ -251,6 +251,8 @@ def test_nothing_but_records_and_models_is_left_in_the_folder(done):
 
 def test_the_table_of_records_has_the_finished_runs_only(done):
     folder, (_, good), (_, record) = done
+    with pytest.raises(FileNotFoundError, match="there is no folder .*run_all"):
+        load_records(folder / "nowhere")
     [row] = load_records(folder).to_dict("records")
     assert (row["id"], row["accuracy"], row["seed"], row["best_epoch"]) == (good.id, record["accuracy"], 0, 1)
     assert row["random: entropy"] == record["metrics"]["random: entropy"]["mean"]

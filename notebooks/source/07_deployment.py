@@ -154,7 +154,7 @@ print("sum of all products by hand:", by_hand, "   by the integer network:", val
 
 # %%
 scale = quantization.weight_codes(two.conv2.weight, 2)[1].item()
-step = two.relu1.alpha.item() / 3
+step = two.relu1.alpha.item() / 3  # 2 bits: three gaps from 0 to alpha
 with torch.no_grad():
     fake = two[:5](data.normalise(data.test.images[:1]))[0, one, row, column]
 print(f"fake-quantized torch: {fake:.6f}    by hand, times both scales: {by_hand * scale * step:.6f}")
@@ -227,8 +227,7 @@ plots.plot_widths(needed)
 
 # %% [markdown]
 # The three layers in the middle of w2a2 need about half of what they need in w8a8, and would be safe with 16 bits. The
-# first and the last layer have 8 bits in both networks. `to_integer` takes 32 bits wherever the worst case fits, and
-# so do most chips.
+# first and the last layer have 8 bits in both networks. `to_integer` takes 32 bits wherever the worst case fits.
 #
 # What does an overflow do? We narrow one layer's accumulator to 16 bits, let it overflow, and count.
 
@@ -366,15 +365,16 @@ print(f"largest difference {(both - folded).abs().max():.1e}, largest output {bo
 # With low-bit weights there is a trap. If we folded first and rounded then, $g\,w$ would be rounded, which is another
 # grid and another network than the one we trained. So we leave the codes alone and fold $g$ into the *scale*: each
 # filter gets a scale of its own. It goes into $r$, and the bias into the accumulator, as a 32-bit integer.
-#
-# But a bias is no whole number of the accumulator's steps. Rounding it loses up to half a step. That rest is known
-# before anything runs: so it is multiplied by $m$, too, and added together with the one half. Is it worth the care?
-# Here is the integer network without the rests:
 
 # %%
 folded = {step.name: step for step in folding.fold(two, data)}["conv2"].layer
 print("codes of conv2:", np.unique(folded.codes), " scales, one a filter:", folded.scale[:4].round(4), "...")
 print("biases in steps of the accumulator:", net["relu2"].bias[:8], "...")
+
+# %% [markdown]
+# These biases were rounded: a bias is no whole number of the accumulator's steps, and rounding it loses up to half a
+# step. That rest is known before anything runs: so it is multiplied by $m$, too, and added together with the one half.
+# Is it worth the care? Here is the integer network without the rests:
 
 
 # %%
@@ -391,8 +391,9 @@ for without in (("relu1", "relu2", "relu3", "relu4"), ("relu4",)):
     print(f"without the rests of {', '.join(without)}: activations that differ: {', '.join(differ)}")
 
 # %% [markdown]
-# It is worth it, and the damage grows from layer to layer. The second line tells why: `relu4`'s own rests change few of
-# its activations. Most of the harm comes from before. Each sum of `fc1` has 2,352 inputs. When a few in a hundred of
+# For the same numbers it is worth it: without the rests the difference grows from layer to layer. (What that costs in
+# accuracy we have not measured.) The second line tells why: `relu4`'s own rests change few of its activations. Most of
+# the harm comes from before. Each sum of `fc1` has 2,352 inputs. When a few in a hundred of
 # them are off by a level, hardly any sum stays what it was, and the 8 bits of `relu4` are fine enough to show it.
 #
 # One layer in the middle of the 2-bit network, whole:
@@ -603,7 +604,9 @@ for name, model in (("as trained", two), ("aligned", aligned)):
 # %% [markdown]
 # With 8 bits there is little room. The 255 borders of a filter lie everywhere between the whole numbers, and with 8-bit
 # weights an int8 routine takes no finer bias than whole steps of the accumulator. For w8a8 the first number says
-# whether it matters.
+# whether it matters. Here it is complete: no image changes class on the way into a file.
+#
+# Aligning has a price: it is another network, if only by a hair. A few images change class, as the last cell shows.
 
 # %% [markdown]
 # ## What does it save?
@@ -690,11 +693,15 @@ for column in ("ms, 1 image", "ms, 64 images"):
         print(f"{name:10} {column}, times fp32's:  {'   '.join(ratios)}")
 
 # %% [markdown]
-# The larger the network, the more int8 can help: `vgg_small` takes about a third of the time. Our CNN turns its
-# activations into integers once, behind `conv1`, and never back. What its small layers save goes elsewhere: the
-# normalisation and `conv1` are computed in floats, and onnxruntime's routine for max-pooling 8-bit numbers is slow. So
-# with one image it is even with fp32, with 64 a little slower, and `lenet5` is slower in both. Packed files take a few
-# hundredths to a sixth longer than fp32: by then their weights are floats, and the activations are rounded in addition.
+# Read your own lines; these are of the machine that made the printed ones. There the larger network gains: `vgg_small`
+# takes about a third of the time in int8. Our CNN is even with fp32 for one image and a little slower for 64, and
+# `lenet5` is slower in both.
+#
+# Why do small networks gain nothing? A likely part of it: the normalisation and `conv1` stay in floats, and onnxruntime
+# 1.31 is slow at max-pooling 8-bit numbers (`benchmarks/RESULTS.md`).
+#
+# Packed files take a few hundredths to a sixth longer than fp32: by then their weights are floats, and the activations
+# are rounded in addition.
 
 # %% [markdown]
 # ## Two numbers that are not measured
@@ -874,8 +881,9 @@ pd.DataFrame({label: {name: np.median(v) for name, v in rows.items()} for label,
 # tenths, and the dashed line is the random map's median. The table holds the medians. The integers repeat the network
 # that they were made from. The file holds the aligned network, whose parameters are slightly other ones, and so its map
 # moves a little. Both are little against what separates a 2-bit network from fp32, and that was there after training.
-# Compare the rows of w4a4 and w2a2 with the twin's before you call the rest an effect of the bits. As in lesson 03 the
-# twin is at a disadvantage, because w4a4 and w2a2 share fp32's first weights. And this is one training of each kind.
+# Do 2 bits look where fp32 looks? About as much as another fp32 network does: the rows of w2a2 and of the twin are
+# close. With 4 bits the map is nearer. As in lesson 03 the twin is at a disadvantage, because w4a4 and w2a2 share
+# fp32's first weights. And this is one training of each kind.
 
 # %% [markdown]
 # ## Choose a file
@@ -907,9 +915,10 @@ plots.plot_deployed(
 widgets.deployment_panel(some_images.numpy(), some_labels.tolist(), data.class_names, probabilities, file_maps, words)
 
 # %% [markdown]
-# **What to notice.** At the same bits, the storage moves bytes and milliseconds and leaves prediction and map as they
-# are, or nearly. With fewer bits the map moves. A map in this panel is scaled to its own largest values: compare
-# shapes.
+# **What to notice.** With 4 and 2 bits the storage moves the bytes; with 8 both files are nearly of one size.
+# Prediction and map it leaves as they are, or nearly. With fewer bits the map moves. In the run printed here the
+# milliseconds hardly move: the network is small. So if the file must be small, take 2 bits, packed; if it must be fast,
+# measure a larger network first. A map in this panel is scaled to its own largest values: compare shapes.
 
 # %% [markdown]
 # ## Exercises
