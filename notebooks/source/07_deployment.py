@@ -556,7 +556,8 @@ def agreement(model):
 pd.DataFrame({precision: agreement(models[precision]) for precision in ("w8a8", "w4a4", "w2a2")}).T
 
 # %% [markdown]
-# Where both numbers are complete, the two compute the same. Where the second is not, what happened?
+# Were both numbers complete, the two would compute the same. Here the second never is, and in the int8 file even the
+# first misses one image twice. What happened?
 #
 # torch adds floats, and each addition is off by a ten-millionth or so. That is far less than a step. But an activation
 # is rounded to a level, and if its sum lies on the border between two levels, a ten-millionth decides. One level more
@@ -694,8 +695,8 @@ for column in ("ms, 1 image", "ms, 64 images"):
 
 # %% [markdown]
 # Read your own lines; these are of the machine that made the printed ones. There the larger network gains: `vgg_small`
-# takes about a third of the time in int8. Our CNN is even with fp32 for one image and a little slower for 64, and
-# `lenet5` is slower in both.
+# takes about a third of the time in int8. Our CNN is about even with fp32 for one image and takes about a third longer
+# for 64. `lenet5` takes half as long again, or more, in both.
 #
 # Why do small networks gain nothing? A likely part of it: the normalisation and `conv1` stay in floats, and onnxruntime
 # 1.31 is slow at max-pooling 8-bit numbers (`benchmarks/RESULTS.md`).
@@ -732,9 +733,10 @@ def estimates(model):
 pd.DataFrame({name: estimates(models[name]) for name in ("fp32", "w8a8", "w4a4", "w2a2")}).T
 
 # %% [markdown]
-# Set the first column beside the milliseconds: the estimate falls from 8 bits to 2, the time in int8 does not. In our
-# packed files everything is computed in float32, in the int8 files in 8 bits but for the first layer. (onnxruntime has
-# a matrix product that reads 2-bit weights, MatMulNBits. That one computes in 8 bits or in floats, too.)
+# Set the first column beside the milliseconds: the estimate falls to about a tenth from 8 bits to 2, the time in int8
+# hardly moves. In our packed files everything is computed in float32, in the int8 files in 8 bits but for the first
+# layer. (onnxruntime has a matrix product that reads 2-bit weights, MatMulNBits. That one computes in 8 bits or in
+# floats, too.)
 #
 # And the memory column stands beside the computing column as a reminder: for a network that is read from the main
 # memory for each image, moving the weights may take more energy than computing with them. There the file size is
@@ -854,7 +856,7 @@ plots.saliency_grid(images[:3], shown, shared="row", row_titles=names, unit="fal
 # %% [markdown]
 # Purple: covering these pixels lowers the logit. Orange: it raises it.
 #
-# On the sandal the darkest purple lies beside the shoe, where the image is black. There the grey square takes nothing
+# On the sandal the darkest purple lies above the shoe, where the image is black. There the grey square takes nothing
 # away, it puts something in. As in lesson 04, the fill is a part of the question.
 #
 # The last two columns answer ours: the deployed network looks where the torch network looks that it was made from. This
@@ -970,14 +972,15 @@ for file in ("fp32", "2 bits, int8", "2 bits, packed"):
 # %% [markdown]
 # ## In this lesson
 #
-# - Scales can be pulled out of a sum, so the fake-quantized network and the integers compute the same.
+# - Scales can be pulled out of a sum, so the fake-quantized network and the integers compute the same, but for the
+#   rounding of floats.
 # - An accumulator must hold the largest sum, and its sign. Overflow is silent.
 # - A batch-norm folds into a scale for each filter and a bias. The codes stay.
-# - A file is small only if its weights are packed. Names, scales and biases remain.
-# - Packed files save bytes. Whether int8 containers save time depends on the network and on how many images come at
-#   once: measure.
+# - Below 8 bits a file gets smaller only if its weights are packed. Names, scales and biases remain.
+# - Packed files save bytes. Whether int8 containers save time depends on the network. How many images come at once
+#   changes how much: measure.
 # - Bit operations and energy are estimates of a machine that is not the one you measure on.
-# - The deployed network looks at the same pixels as the torch network that it was made from.
+# - The integers look at the same pixels as the torch network that they were made from, the file at nearly the same.
 
 # %% [markdown]
 # ## References
