@@ -255,8 +255,9 @@ errors = {bits: torch.tensor([split_error(w, bits, clip.item()) for clip in clip
 total = {bits: errors[bits].sum(0) for bits in BITS}
 
 # %% [markdown]
-# **Predict first.** Below, the grid has 2 bits and nothing is clipped. The star marks the best clip, well inside. With
-# more bits, will it lie further in, or further out? Where at 4 bits, where at 8?
+# **Predict first.** Below, the grid has 2 bits and nothing is clipped. Orange are its levels on the left, and its clip
+# on the right. The star marks the best clip, well inside. With more bits, will it lie further in, or further out? Where
+# at 4 bits, where at 8?
 
 # %%
 plots.plot_clipping(w.flatten(), 2, clips[-1].item(), clips.numpy(), *errors[2].numpy())
@@ -305,8 +306,9 @@ _ = checks.check_best_clip(best_clip)
 #
 # </details>
 #
-# The package has one such rule, **SAWB** (statistics-aware weight binning, Choi et al. 2019). It reads the clip off two
-# averages, the root of the mean square $\sqrt{E[w^2]}$ and the mean magnitude $E|w|$, without a search. At 2 bits the
+# Is there a rule without a search? **SAWB** is one (statistics-aware weight binning, Choi et al. 2019). It reads the
+# clip off two
+# averages, the root of the mean square $\sqrt{E[w^2]}$ and the mean magnitude $E|w|$. At 2 bits the
 # clip is $3.12\,\sqrt{E[w^2]} - 2.064\,E|w|$. For bell-shaped weights of spread 1 this is 1.47; a search finds about
 # 1.5. At 3 and 4 bits the constants are others. Above 4 bits our package takes the largest weight: the paper's line for
 # 8 bits can come out below 0 for a trained layer. The lesson on PACT uses it.
@@ -385,6 +387,10 @@ for name in ("conv1", "conv2", "conv3", "fc1", "fc2"):
 # each clip so that 99.9 % of a layer's positive activations lie below it. Where activations stay in float, nothing is
 # clipped.
 #
+# `Precision` says who gets how many bits. By itself it leaves 8 to the first and the last layer (lesson 02 says why).
+# Here no layer is spared, so `first` and `layers` name these two. A pair holds the bits of a layer's weights and of its
+# input.
+#
 # A fourth curve shows SAWB, the rule that clips weights at 2 to 4 bits.
 
 
@@ -414,8 +420,12 @@ for name, values in accuracies.items():
 # better than guessing, which would be right on 10 % of the images. SAWB's 2 bits keep most of the accuracy. Why?
 #
 # Two things differ. The wide grid reaches to the largest weight. And as it has a level at 0, it has only three levels:
-# from 3 bits to 2 its gaps go from six to two, which costs 9.5 dB and not 6. SAWB has four levels. Which of the two
-# does the harm? We take them apart.
+# from 3 bits to 2 its gaps go from six to two, a third, where a bit less should about halve them. SAWB has four levels.
+# Which of the two does the harm? We take them apart.
+#
+# (One thing more in the table is odd. At 3 bits SAWB is *behind* the wide grid, though a good clip leaves less squared
+# error there, too; see "Clip or round?". So the least squared error is not yet the best accuracy. Lesson 02 comes back
+# to that.)
 
 
 # %%
@@ -435,8 +445,9 @@ clips_of = {
 pd.DataFrame({name: {f"{n} levels": on_levels(n, clip) for n in (3, 4)} for name, clip in clips_of.items()})
 
 # %% [markdown]
-# Either remedy alone, a fourth level or a good clip, wins back most of the loss; the clip does more. Lesson 00 had
-# both: that is why its 2-bit weights did so much better.
+# Either remedy alone, a fourth level or a good clip, wins back most of the loss; the clip does more. Both together are
+# SAWB, and here they do no better than the clip alone. Lesson 00 had both: that is why its 2-bit weights did so much
+# better.
 #
 # Do activations bear 2 bits better than weights? These curves do not say. The activations are clipped, too, where 99.9
 # % of them lie below, and they have four levels. The weights on the wide grid have no clip and three. With a good clip
@@ -464,7 +475,7 @@ plots.plot_bits(w.flatten().numpy(), grids[2], 2, by_bits)
 
 # %% [markdown]
 # Only −c, 0 and c are left. Nearly all weights lie nearer to 0 than to c, so they become 0, and the histogram of errors
-# takes the shape of the weights. And at 3 bits?
+# takes the shape of the weights. (It looks wider because its axis ends at c/2.) And at 3 bits?
 
 # %%
 for bits in BITS:
@@ -637,8 +648,8 @@ for scheme in ("minmax", "sawb"):
 # processor it stayed at 10 %: so much hangs on chance here.) The straight-through estimator lets gradients pass. In one
 # epoch it does not make a bad grid good. More epochs might do more; we did not try.
 #
-# Training with the quantizers in place is called **quantization-aware training**. The next lesson builds on it, and
-# lets the network learn the clips of its activations as well.
+# Training with the quantizers in place is called **quantization-aware training**. The clips of the activations were
+# trained along here, without a word. The next lesson tells how, and asks whether it helps.
 
 # %% [markdown]
 # ## Exercises

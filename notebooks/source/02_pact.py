@@ -55,7 +55,8 @@ print(f"Python {platform.python_version()}, torch {torch.__version__}, scale {SC
 # ReLU is $\max(x, 0)$. It has a lower end, 0, and no upper end. How far up do a real network's activations reach?
 #
 # We train the course's small CNN in float32. This network is the **float twin**: every quantized network below starts
-# from the same random weights and sees the same images in the same order. The seed fixes both.
+# from the same random weights and sees the same images in the same order. Both are drawn from one number, the
+# **seed**.
 
 
 # %%
@@ -117,8 +118,9 @@ for name, clip in {"up to the largest": largest, "up to 99 %": usual}.items():
 # So most use one level of the four, if the grid reaches to the largest: the level 0, on which all that ReLU sets to 0
 # sits, too.
 #
-# What does that do to the network? We quantize its activations only, without any further training. `calibrate`,
-# from lesson 01, sets every clip to a quantile of the layer's positive activations.
+# What does that do to the network? We quantize its activations only, without any further training. (The last ReLU is
+# clipped, but not rounded: its output belongs to the last layer, which we leave alone.) `calibrate`, from lesson 01,
+# sets every clip to a quantile of the layer's positive activations.
 
 
 # %%
@@ -200,8 +202,8 @@ for b in range(2, 9):
     errors[b] = torch.tensor(rounding).numpy(), torch.tensor(clipping).numpy()
 
 # %% [markdown]
-# **Predict first.** Below, nothing is clipped and there are 2 bits. The star marks the alpha of the least error. Where
-# will it lie with 4 bits, and with 8?
+# **Predict first.** Below, nothing is clipped and there are 2 bits. The orange line on the right is the alpha that is
+# drawn, and the star marks the alpha of the least error. Where will the star lie with 4 bits, and with 8?
 
 # %%
 plots.plot_pact(x.numpy(), 2, largest, alphas.numpy(), *errors[2])
@@ -212,8 +214,13 @@ widgets.pact_panel(x.numpy(), alphas.numpy(), errors)
 # %% [markdown]
 # **What to notice.** The stairs on the left and the orange lines in the middle are the same levels (at 7 and 8 bits
 # only the two ends are drawn). A small alpha makes fine stairs and a large shaded part. The star, the alpha of the
-# least error, moves to the right with every bit: when rounding is cheap, clipping is what counts.
-#
+# least error, moves to the right as bits are added: when rounding is cheap, clipping is what counts.
+
+# %%
+for b, (rounding, clipping) in errors.items():
+    print(f"{b} bits: the least squared error is at alpha {alphas[(rounding + clipping).argmin()]:.2f}")
+
+# %% [markdown]
 # The least squared error is not yet the best accuracy. The network has a use for some activations and none for others,
 # and only its loss knows. So let the loss choose.
 
@@ -313,8 +320,8 @@ for quantizer in (pact, clamp_last):
 
 # %% [markdown]
 # If your torch has the newer rule, everything that was rounded to the lowest or the highest level is silent. At 2
-# bits these are two of four levels. The code runs without an error. But four in ten of these activations pass nothing
-# on to the layers before them. What that costs in accuracy we have not measured.
+# bits these are two of four levels. The code runs without an error. But these activations pass nothing on to the layers
+# before them: it is the share that is missing to 100 % above. What that costs in accuracy we have not measured.
 #
 # The package therefore writes both gradients itself, in a `torch.autograd.Function` whose `backward` is the two
 # formulas above. Its tests check them at the corners, on every number of bits.
@@ -326,7 +333,9 @@ for quantizer in (pact, clamp_last):
 # hurts?" asks whether they must. So `relu4`, whose output enters the last layer, has 8 bits too.
 #
 # Alpha starts at 2 in 2-bit layers and at 6 in 8-bit ones. This is our choice: the paper starts at 10 and trains much
-# longer. `fit` calls our function `watch` every few steps, and the picture grows while the network trains.
+# longer. `fit` calls our function `watch` every few steps, and the picture grows while the network trains. A tenth of
+# the training images is held back. `fit` keeps the weights of the epoch that does best on these, and prints that
+# **validation accuracy**.
 
 # %%
 trace = {}
@@ -369,8 +378,16 @@ plots.plot_points(accuracy, "Trained with its quantizers in place")
 
 # %%
 for precision, values in accuracy.items():
-    lost = [f"{full - value:+.2f}" for full, value in zip(accuracy["fp32"], values, strict=True)]
-    print(f"{precision}: {', '.join(f'{v:.2f}' for v in values)} %; points below its twin: {', '.join(lost)}")
+    gained = [f"{value - full:+.2f}" for full, value in zip(accuracy["fp32"], values, strict=True)]
+    print(f"{precision}: {', '.join(f'{v:.2f}' for v in values)} %; minus its twin: {', '.join(gained)} points")
+
+# %% [markdown]
+# How much of that is chance? Two networks see the same test images, so only those on which exactly one of them is right
+# can tell them apart. If that is so on 5 % of 2,000 images, there are 100. Toss a coin for each of those. The two sides
+# then differ by about $\sqrt{100} = 10$ images, and 10 of 2,000 are 0.5 points.
+#
+# In general this standard error is the square root of that share, over the square root of the number of images. The
+# next cell prints it at the end of each line. It is the chance of the test images alone. That of the seed comes on top.
 
 # %%
 x_test = data.normalise(data.test.images)
@@ -389,16 +406,10 @@ for precision, other in (("w4a4", "fp32"), ("w2a2", "fp32"), ("w2a2", "w4a4")):
     print(f"chance alone: about {', '.join(f'{c:.1f}' for c in chance)} points")
 
 # %% [markdown]
-# How much is chance? Two networks see the same test images, so only those on which exactly one of them is right can
-# tell them apart. If that is so on 5 % of 2,000 images, there are 100. Toss a coin for each of those. The two sides
-# then differ by about $\sqrt{100} = 10$ images, and 10 of 2,000 are 0.5 points.
-#
-# In general this standard error is the square root of that share, over the square root of the number of images. It
-# stands at the end of each line. It is the chance of the test images alone. That of the seed comes on top.
-#
-# Now read the losses beside it: none is twice as large. So on this data, with this network, two seeds cannot tell 4
-# bits from float, nor 2 bits, nor the two from each other. On average w4a4 gained 0.2 points and w2a2 0.1. How
-# large a loss may still hide behind the seeds, two seeds cannot say: that takes more of them, and more test images.
+# Now hold the differences of the twins against it: none is twice as large. So on this data, with this network, two
+# seeds cannot tell 4 bits from float, nor 2 bits, nor the two from each other. On average w4a4 gained 0.18 points and
+# w2a2 0.10; the figure rounds. How large a loss may still hide behind the seeds, two seeds cannot say: that takes more
+# of them, and more test images.
 #
 # For comparison, the PACT paper with ResNet-20 on CIFAR-10, 200 epochs: 91.6 % in full precision, 91.3 % at 4 bits,
 # 89.7 % at 2 bits. On that harder task 4 bits cost next to nothing as well, and 2 bits cost about two points.
@@ -454,8 +465,8 @@ for name, some in runs.items():
 #   what lies between their accuracies is mostly chance. Two seeds of one setting lie up to three points apart here. Do
 #   not read anything into differences of that size.
 #
-# From 0.25 all four alphas climb: where much is clipped the loss pulls hard. (It can pull either way. With the same
-# seed on another kind of processor `relu2` fell to 0.03.) Why then does none of them descend from 10?
+# From 0.25 all four alphas end higher: where much is clipped the loss pulls hard. (It can pull either way. With the
+# same seed on another kind of processor `relu2` fell to 0.03.) Why then do they hardly move from 10?
 
 # %% [markdown]
 # ## What pulls alpha down where nothing is clipped?
@@ -504,7 +515,7 @@ _ = checks.check_steps_to_shrink(steps_to_shrink)
 # %%
 LR, DECAY = (inspect.signature(fit).parameters[name].default for name in ("lr", "weight_decay"))
 wide, history = runs["10"][0]
-steps = FEW_EPOCHS * math.ceil(0.9 * FEW / 128)
+steps = FEW_EPOCHS * math.ceil(0.9 * FEW / 128)  # a tenth is held back; 128 images a step
 print(f"formula after {steps} steps: {10 * math.exp(-10 * LR / 2 * DECAY * steps):.3f}")
 print("measured:", {name: round(values[-1], 3) for name, values in history.alphas.items()})
 seen = inputs_of(wide, history.alphas, few.train.images[:200])
@@ -603,14 +614,14 @@ spreads = {name.replace("\n", " "): round(max(v) - min(v), 2) for name, v in ({"
 print("points between the two seeds:", spreads)
 
 # %% [markdown]
-# First the spread: the two float networks alone, "none", lie 1.4 points apart, the other pairs 0.6 to 1.8. No mean lies
+# First the spread: the two float networks alone, "none", lie 1.4 points apart, the other pairs 0.65 to 1.8. No mean
+# lies
 # that far from the float networks'. So do not read a ranking into them. Lesson 06 asks again about the ends, with five
 # seeds.
 #
-# In the paper 2-bit ends nearly double the error, and most of that comes from the first layer. Many things differ: our
-# images are easier and grey, our network has five layers instead of twenty, and we leave the network's input, an 8-bit
-# image, as it is. That our figure shows so much less is a result about this small task. It is no licence for 2-bit ends
-# elsewhere.
+# In the paper 2-bit ends nearly double the error. Many things differ: our images are easier and grey, our network has
+# five layers instead of twenty, and we leave the network's input, an 8-bit image, as it is. That our figure shows so
+# much less is a result about this small task. It is no licence for 2-bit ends elsewhere.
 
 # %% [markdown]
 # ## Exercises
