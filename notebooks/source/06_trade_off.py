@@ -955,7 +955,7 @@ plots.plot_pareto(sizes, means, "size (kB)", f"{SET}: means over the seeds")
 # common to them, a row a measure and a column a data set. First: what do 2 bits take from a plain network?
 #
 # The official sets of digits and clothes have 60,000 training images each, where the small ones have 4,000 and 10,000.
-# CIFAR-10 has 50,000. 
+# CIFAR-10 has 50,000.
 
 
 # %%
