@@ -35,7 +35,7 @@ def trained(name: str, precision: str, data: ImageData, number: int) -> nn.Modul
     torch.manual_seed(0)
     model = quantize(build_model(name, data.train.images.shape[1]), precision)
     fit(model, some, epochs=1, batch_size=32, lr=0.05, progress=False, validation=0)
-    return model.cpu().eval()
+    return model
 
 
 @torch.no_grad()

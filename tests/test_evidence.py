@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from qsal_helpers.evidence import compare, holm, interval
+from qsal_helpers.evidence import compare, differences, holm, interval
 
 
 def test_the_interval_of_a_mean_is_that_of_scipy_and_covers_the_truth_as_often_as_it_says():
@@ -56,3 +56,18 @@ def test_holms_correction_keeps_false_alarms_among_many_tests_at_the_level():
     assert holm([0.3, 0.01, 0.011]) == [0.3, 0.03, 0.03]  # none below a smaller one's
     assert holm([0.6, 0.9]) == [1, 1]
     assert holm([0.01, math.nan])[0] == 0.01 and math.isnan(holm([0.01, math.nan])[1])
+
+
+def test_a_column_of_differences_stars_what_stands_the_correction_over_it_and_marks_too_few_seeds():
+    generator = np.random.default_rng(0)
+    rows = [{"bits": bits, "seed": seed} for bits in (2, 4) for seed in range(5)]
+    frame = pd.DataFrame(rows).assign(sure=[0, 0, 0, 0, 0, 1, 1.1, 1, 0.9, 1], none=generator.normal(size=10))
+    frame["almost"] = [0, 0, 0, 0, 0, 0.3, 1, 0.4, 0.5, 0.2]  # p = 0.026 by itself, twice that beside a surer one
+    four, two = {"bits": 4}, {"bits": 2}
+    alone, among = (differences(frame, four, two, m)["almost"] for m in (["almost"], ["almost", "sure", "none"]))
+    found = compare(frame, "almost", four, two)
+    assert among == f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})" and alone == among + "*"
+    assert differences(frame, four, two, ["sure"])["sure"].endswith(")*")
+    assert differences(frame[frame.seed < 2], four, two, ["sure"])["sure"].endswith(" (two seeds)")
+    assert differences(frame[frame.seed < 1], four, two, ["sure"])["sure"] == "+1.000 (one seed)"
+    assert differences(frame[frame.bits == 4], four, two, ["sure"])["sure"] == ""
