@@ -24,9 +24,10 @@ def check_model(model: nn.Module, name: str = "model") -> None:
 
 def check_whole(number: int, name: str, low: int = 1, high: int = 2**31 - 1) -> None:
     """Raise `ValueError` unless `number` is an int from `low` to `high`."""
-    if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
-        limit = f"of at least {low}" if not isinstance(number, int) or number < low else f"of at most {high}"
-        kind = "" if isinstance(number, int) else ", which is no Python int"
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    if not whole or not low <= number <= high:
+        limit = f"of at least {low}" if not whole or number < low else f"of at most {high}"
+        kind = "" if whole else ", which is no Python int"
         raise ValueError(f"{name} must be a whole number {limit}; got {_shown(number)}{kind}")
 
 
@@ -37,7 +38,7 @@ def check_seed(seed: int) -> None:
 
 def check_number(number: float, name: str, low: float = 0.0, high: float = math.inf) -> None:
     """Raise `ValueError` unless `number` is a finite number from `low` to `high`."""
-    if isinstance(number, bool) or not isinstance(number, Real) or not low <= number <= high or number == math.inf:
+    if isinstance(number, bool) or not isinstance(number, Real) or not low <= number <= high or math.isinf(number):
         limits = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ValueError(f"{name} must be a finite number {limits}; got {_shown(number)}")
 

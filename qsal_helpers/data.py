@@ -244,7 +244,7 @@ class ImageData:
         >>> bool(torch.equal((255 * data.pixels(data.normalise(images))).round().to(torch.uint8), images))
         True
         """
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim != 4:
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim != 4 or x.shape[1] != len(self.mean):
             raise ValueError(f"pixels takes normalised images, float (N, C, H, W), got {_describe(x)}.")
         mean = torch.tensor(self.mean, device=x.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=x.device).view(1, -1, 1, 1)
@@ -367,7 +367,7 @@ def batches(
     Raises
     ------
     ValueError
-        If `batch_size` is below 1.
+        If `batch_size` is below 1, or the split's images have other channels than the data.
 
     Examples
     --------
@@ -378,6 +378,8 @@ def batches(
     if not isinstance(split, Split) or not isinstance(data, ImageData):
         found = type(split).__name__, type(data).__name__
         raise TypeError(f"batches takes a Split and the ImageData it is from, got {found[0]} and {found[1]}.")
+    if split.images.shape[1] != data.in_channels:
+        raise ValueError(f"{data.name} has {data.in_channels} channels, the split has {split.images.shape[1]}")
     check_whole(batch_size, "batch_size")
     if not isinstance(generator, torch.Generator | None):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")

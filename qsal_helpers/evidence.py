@@ -107,13 +107,10 @@ def holm(p_values: Iterable[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.5])
     [0.03, 0.08, 0.5]
     """
-    p_values = list(p_values)
-    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
-    corrected, largest = [math.nan] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
+    p = np.asarray(list(p_values), dtype=float)
+    order, corrected = p.argsort()[: np.isfinite(p).sum()], np.full(len(p), math.nan)  # NaN is sorted to the end
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return corrected.tolist()
 
 
 def differences(records: pd.DataFrame, one: dict[str, Any], base: dict[str, Any], measures: Iterable[str]) -> pd.Series:

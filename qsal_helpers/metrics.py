@@ -216,7 +216,7 @@ def infidelity(
                     attributions,
                     target=target[here].to(device),
                     n_perturb_samples=samples,
-                    max_examples_per_batch=min(max(batch_size, len(batch)), samples * len(batch)),
+                    max_examples_per_batch=min(batch_size, samples * len(batch)),
                     normalize=normalize,
                 )
             )
@@ -493,6 +493,8 @@ def randomisation_check(
     check_flag(return_curve, "return_curve")
     check_seed(seed)
     target = explained_classes(model, x, target)
+    if isinstance(layer := options.get("layer"), nn.Module):  # by its name it is found in the copy, too
+        options["layer"] = {module: name for name, module in model.named_modules()}.get(layer, layer)
     before = saliency_map(model, x, target, method, **options)
     randomised = copy.deepcopy(model)
     resettable = [m for m in randomised.modules() if hasattr(m, "reset_parameters")]

@@ -1117,7 +1117,7 @@ def plot_completeness(panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictu
         ax.plot(way, summed, "--", color=METHOD_COLOURS["integrated_gradients"], linewidth=2, label="gradients summed")
         ax.set(title=name, xlabel="way to the image (%)")
     axes[0, 0].set_ylabel("change of the logit")
-    axes[0, 0].legend(loc="upper left")
+    _legend_below(figure)
     return figure
 
 

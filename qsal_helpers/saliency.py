@@ -354,14 +354,21 @@ def _with_real_relus(model: nn.Module, x: Tensor) -> nn.Module:
             # The module itself becomes the pair, so that it is reached under every name that it has, also in a list.
             pair = nn.Sequential(nn.ReLU(), copy.copy(module))
             module.__class__, module.__dict__ = nn.Sequential, vars(pair)
-    with _calls_of(m for m in model.modules() if isinstance(m, nn.ReLU)) as called:
+    of_modules = set()
+    note = lambda module, inputs, output: of_modules.add(output.grad_fn)
+    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.ReLU)]
+    try:
         logits = model(x.detach().clone().requires_grad_())
-    if (found := _count_nodes(logits.grad_fn, "ReluBackward0")) != len(called):
+    finally:
+        for handle in handles:
+            handle.remove()
+    relus = _nodes(logits.grad_fn, "ReluBackward0")
+    if functions := relus - of_modules:
         raise ValueError(
             f"guided_backprop reaches only ReLUs that are modules, and {type(model).__name__} calls ReLU as a function "
-            f"{found - len(called)} times; give each call an nn.ReLU()"
+            f"{len(functions)} times; give each call an nn.ReLU()"
         )
-    if not called:
+    if not relus:
         raise ValueError(f"guided_backprop needs ReLUs, and {type(model).__name__} has none: use 'gradient'")
     return model
 
@@ -378,15 +385,15 @@ def _calls_of(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
             handle.remove()
 
 
-def _count_nodes(node: Any, name: str) -> int:
-    seen, waiting, count = set(), [node], 0
+def _nodes(node: Any, name: str) -> set[Any]:
+    """Return the operations of this name that `node` follows from in autograd's graph."""
+    seen, waiting = set(), [node]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            count += node.name() == name
             waiting += [following for following, _ in node.next_functions]
-    return count
+    return {node for node in seen if node.name() == name}
 
 
 # ---------------------------------------------------------------- the small parts
@@ -416,18 +423,13 @@ def _check_classes(logits: Tensor, classes: Tensor) -> None:
 def _check_target(target: int | Tensor | None, number: int) -> Tensor | None:
     if target is None:
         return None
-    try:
+    found = type(target).__name__
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
         target = torch.as_tensor(target)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"target must be None, a class number or int64 ({number},), one class an image; got {type(target).__name__}"
-        ) from None
-    if target.dtype not in (torch.int64, torch.int32, torch.uint8) or target.shape not in ((), (number,)):
-        raise ValueError(
-            f"target must be None, a class number or int64 ({number},), one class an image; "
-            f"got {target.dtype} of shape {tuple(target.shape)}"
-        )
-    return target.long().expand(number)
+        found = f"{target.dtype} of shape {tuple(target.shape)}"
+        if target.dtype in (torch.int64, torch.int32, torch.uint8) and target.shape in ((), (number,)):
+            return target.long().expand(number)
+    raise ValueError(f"target must be None, a class number or int64 ({number},), one class an image; got {found}")
 
 
 def _baseline(x: Tensor, baseline: float | Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -41,7 +42,7 @@ from .guided import SaliencyGuided
 from .machine import _cores
 from .models import build_model
 from .quantization import SCHEMES, Precision, describe, quantize
-from .saliency import saliency_map
+from .saliency import explained_classes, saliency_map
 from .training import History, Objective, cross_entropy, evaluate, fit
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "published-frozen": {"freeze_statistics": True},
     "published-magnitude": {"rank_by": "magnitude"},
     "published-detached": {"detach_clean": True},
+    "published-train": {"eval_saliency": False},
     "published-loss": {"saliency": "loss", "eval_saliency": False},
 }
 
@@ -83,7 +85,8 @@ class Run:
     objective : "plain", "guided" (`SaliencyGuided`), "published" (`SaliencyGuided.as_published`), or the latter with
         one choice changed. "published-frozen": masked images do not touch batch-norm's running statistics.
         "published-magnitude": the ranking is that of the paper's prose. "published-detached": the KL term moves only
-        the prediction for the masked image. "published-loss": what ranks is the loss's gradient in the training pass.
+        the prediction for the masked image. "published-train": the gradient that ranks is that of the training pass.
+        "published-loss": so it is, and it is the loss's instead of the logit's.
     mask_ratio, weight, rank_by, fill, ramp_steps : of `SaliencyGuided`; "published" reads only the ratio, "plain" none.
     start : "scratch", or "twin": the weights of the plain fp32 network of the same seed, trained first.
     distilled : whether that twin is a teacher as well (`Distilled`).
@@ -118,6 +121,9 @@ class Run:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            if type(f.default) in (int, bool) and type(getattr(self, f.name)) is not type(f.default):
+                raise TypeError(f"{f.name} must be of type {type(f.default).__name__}; got {getattr(self, f.name)!r}")
         for name in ("mask_ratio", "weight"):  # 1 and 1.0 are the same run and need the same name
             object.__setattr__(self, name, float(getattr(self, name)))
 
@@ -126,7 +132,7 @@ class Run:
         """A short name that no other run has. A field added later leaves the ids of earlier runs as they are."""
         given = {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
         digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.data}-{self.precision.replace('/', '')}-{self.objective}-s{self.seed}-{digest}"
+        return f"{self.data}-{self.precision}-{self.objective}-s{self.seed}-{digest}".replace("/", "")
 
     @property
     def command(self) -> str:
@@ -212,11 +218,8 @@ def execute(run: Run, resume: str | os.PathLike | None = None, progress: bool = 
     model, history = _train(run, data, resume, progress)
     rows = describe(model)
     record = {
-        "run": dataclasses.asdict(run),
-        "id": run.id,
-        "command": run.command,
+        **_begun(run),
         "status": "done",
-        "machine": machine(),
         "seconds": round(sum(history.seconds), 1),
         "accuracy": evaluate(model, data),
         "parameters": sum(row["parameters"] for row in rows),
@@ -262,6 +265,7 @@ def measure(model: nn.Module, data: ImageData, explained: int = 500) -> dict[str
     >>> found["metrics"]["random: gini"]["images"]
     4
     """
+    check_whole(explained, "explained")
     images = data.test.images[:explained]
     x = data.normalise(images)
     with evaluation_mode(model), torch.inference_mode():
@@ -370,6 +374,8 @@ def run_all(
     runs, folder = list(dict.fromkeys(runs)), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [run for run in runs if not _record_path(folder, run).exists()]
+    for run in set(runs) - set(missing):
+        read_record(folder, run)  # a damaged one is told of now, not after hours
     workers = workers or (4 if torch.cuda.is_available() else _cores())
     finished = _on_a_cluster(missing, folder, client) if client else _in_processes(missing, folder, workers)
     for run in tqdm(finished, total=len(missing), disable=not progress, unit="run", smoothing=0):
@@ -408,16 +414,19 @@ def _in_processes(runs: list[Run], folder: Path, workers: int) -> Iterable[Run]:
 
 def _work(run: Run, folder: Path, threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if _record_path(folder, run).exists():  # another command has done it meanwhile
+        return
     torch.set_num_threads(threads)
     unfinished = folder / f"{run.id}.unfinished"
     try:
         record, model = execute(run, resume=unfinished)
         save_model(model, folder / f"{run.id}.safetensors", half=True)
         _write_record(folder, run, record)
+        for path in (unfinished, Path(f"{unfinished}.twin")):
+            path.unlink(missing_ok=True)
     except Exception as error:
-        _write_record(folder, run, _failed(run, f"{type(error).__name__}: {error}", traceback.format_exc()))
-    for path in (unfinished, Path(f"{unfinished}.twin")):
-        path.unlink(missing_ok=True)
+        if not _record_path(folder, run).exists():
+            _write_record(folder, run, _failed(run, f"{type(error).__name__}: {error}", traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
@@ -426,16 +435,28 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+_ALONE = threading.Lock()
+
+
+def _execute_alone(run: Run) -> tuple[dict, nn.Module]:
+    with _ALONE:  # the threads of a worker share torch's random numbers
+        return execute(run)
+
+
 def _on_a_cluster(runs: list[Run], folder: Path, client: Any) -> Iterable[Run]:
+    from concurrent.futures import CancelledError
+
     from dask.distributed import as_completed
 
-    futures = {client.submit(execute, run, key=run.id, pure=False, retries=0): run for run in runs}
+    futures = {client.submit(_execute_alone, run, key=run.id): run for run in runs}
     for future in as_completed(futures):
         run = futures[future]
         try:
             record, model = future.result()
             save_model(model, folder / f"{run.id}.safetensors", half=True)
             _write_record(folder, run, record)
+        except CancelledError:  # the cluster has gone, which is no fault of the run's
+            raise
         except Exception as error:
             _write_record(folder, run, _failed(run, f"{type(error).__name__}: {error}"))
         future.release()
@@ -443,8 +464,11 @@ def _on_a_cluster(runs: list[Run], folder: Path, client: Any) -> Iterable[Run]:
 
 
 def _failed(run: Run, reason: str, details: str = "") -> dict:
-    fields = {"run": dataclasses.asdict(run), "id": run.id, "command": run.command, "machine": machine()}
-    return fields | {"status": "failed", "reason": reason, "details": details}
+    return _begun(run) | {"status": "failed", "reason": reason, "details": details}
+
+
+def _begun(run: Run) -> dict:
+    return {"run": dataclasses.asdict(run), "id": run.id, "command": run.command, "machine": machine()}
 
 
 def _record_path(folder: Path, run: Run) -> Path:
@@ -452,7 +476,7 @@ def _record_path(folder: Path, run: Run) -> Path:
 
 
 def _write_record(folder: Path, run: Run, record: dict) -> None:
-    _write(_record_path(folder, run), (json.dumps(record, allow_nan=False) + "\n").encode())
+    _write(_record_path(folder, run), (json.dumps(record, allow_nan=record["status"] == "failed") + "\n").encode())
 
 
 # ---------------------------------------------------------------- the records
@@ -463,7 +487,7 @@ class RecordError(ValueError):
 
 
 def read_record(folder: str | os.PathLike, run: Run | str) -> dict:
-    """Return one record; `run` is the run or its id. Raises `RecordError` if the file is damaged or was edited.
+    """Return one record; `run` is the run or its id. Raises `RecordError` if the file is damaged or its run was edited.
 
     Examples
     --------
@@ -476,10 +500,18 @@ def read_record(folder: str | os.PathLike, run: Run | str) -> dict:
     path = Path(folder) / f"{run.id if isinstance(run, Run) else run}.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        expected = Run(**record["run"]).id
-        status = record["status"]
+        if unknown := set(record["run"]) - {f.name for f in dataclasses.fields(Run)}:
+            raise RecordError(f"{path} is from another version of qsal_helpers: this one knows no {', '.join(unknown)}")
+        expected, status = Run(**record["run"]).id, record["status"]
+        needed = ("accuracy", "seconds", "history", "metrics") if status == "done" else ("reason",)
+        if lacking := [name for name in needed if name not in record]:
+            raise ValueError(f"it has no {' and no '.join(lacking)}")
+    except RecordError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} is no record of the study ({error}); delete it to do its run again") from None
+    if isinstance(run, Run) and repr(Run(**record["run"])) != repr(run):  # NaN equals nothing, not even itself
+        raise RecordError(f"{path} holds another run, whose id happens to be the same; put one of the two elsewhere")
     if not (record.get("id") == expected == path.stem) or status not in ("done", "failed"):
         raise RecordError(
             f"{path} was edited or renamed: its run is {expected!r}; delete it, and its run is done again"
@@ -515,7 +547,7 @@ def load_records(folder: str | os.PathLike) -> pd.DataFrame:
             means = {name: value.get("mean") for name, value in record["metrics"].items()}
             # Through Run, so that fields added later have their defaults in earlier records.
             rows.append(figures | dataclasses.asdict(Run(**record["run"])) | means)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else [f.name for f in dataclasses.fields(Run)])
 
 
 def _one_line(record: dict) -> str:
@@ -577,7 +609,7 @@ def plan() -> dict[str, list[Run]]:
         "differences-mini": [
             Run("mnist", "mini", precision=p, objective=f"published-{choice}", seed=s)
             for s in range(3)
-            for choice in ("frozen", "detached", "loss")
+            for choice in ("frozen", "detached", "train", "loss")
             for p in ("fp32", *low)
         ],
         "prose-mini": [Run(size="mini", objective="published-magnitude", seed=seed) for seed in range(5)],
@@ -657,27 +689,24 @@ def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = T
     folder = Path(folder)
     runs = [run for run in dict.fromkeys(runs) if (folder / f"{run.id}.safetensors").exists()]
     plain = [run for run in runs if run.precision == "fp32" and run.objective == "plain" and not run.twin]
-    pairs = [(reference, run) for reference in plain for run in runs if run != reference]
     models = {run: load_model(folder / f"{run.id}.safetensors") for run in runs}
-    explained = {}
-    for reference in plain:
+    measures = {
+        "rank correlation": metrics.rank_correlation,
+        "top-k overlap": metrics.top_k_overlap,
+        "ssim": metrics.ssim,
+    }
+    rows = []
+    for reference in tqdm(plain, disable=not progress, unit="reference", leave=False):
         data = load_data(reference.data, reference.size)
         x = data.normalise(data.test.images[: reference.explained])
-        with torch.inference_mode():
-            target = models[reference](x).argmax(1)
-        explained[reference] = x, target, saliency_map(models[reference], x, target)
-    rows = []
-    for reference, run in tqdm(pairs, disable=not progress, unit="pair", leave=False):
-        x, target, maps = explained[reference]
-        others = saliency_map(models[run], x, target)
-        found = {
-            "rank correlation": metrics.rank_correlation(maps, others),
-            "top-k overlap": metrics.top_k_overlap(maps, others),
-            "ssim": metrics.ssim(maps, others),
-        }
-        means = {name: round(float(values.nanmean()), 5) for name, values in found.items()}
-        rows.append({"id": run.id, "reference": reference.id} | means)
-    return pd.DataFrame(rows, columns=["id", "reference", "rank correlation", "top-k overlap", "ssim"])
+        target = explained_classes(models[reference], x, None)
+        own = saliency_map(models[reference], x, target)
+        for run in runs:
+            if run != reference:
+                other = saliency_map(models[run], x, target)
+                means = {n: round(float(measure(own, other).nanmean()), 5) for n, measure in measures.items()}
+                rows.append({"id": run.id, "reference": reference.id} | means)
+    return pd.DataFrame(rows, columns=["id", "reference", *measures])
 
 
 GAINS = [f"{kind} gain, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
@@ -726,11 +755,13 @@ def main_records(records: pd.DataFrame, *varied: str) -> pd.DataFrame:
     >>> len(main_records(records)), len(main_records(records, "mask_ratio"))
     (1, 2)
     """
-    free = {"precision", "objective", "seed", *varied}
-    kept = [f.name for f in dataclasses.fields(Run) if f.name not in free]
+    names = [f.name for f in dataclasses.fields(Run)]
+    for name in varied:
+        check_choice(name, "a varied field", names)
+    kept = [name for name in names if name not in ("precision", "objective", "seed", *varied)]
     plans = plan()
     wanted = {tuple(getattr(run, name) for name in kept) for group in MAIN_GROUPS for run in plans[group]}
-    return records[[row in wanted for row in records[kept].itertuples(index=False, name=None)]]
+    return records.loc[[row in wanted for row in records[kept].itertuples(index=False, name=None)]]
 
 
 def table(records: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
@@ -749,7 +780,7 @@ def table(records: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     groups = main.groupby(["data", "size", "objective", "precision"], sort=False)[value]
     spread = lambda v: f" ± {v.std():.3f}" if len(v) > 1 else ""
     cells = groups.agg(lambda v: f"{v.mean():.3f}{spread(v)} ({len(v)})")
-    columns = [p for p in PRECISIONS if p in set(main.precision)]
+    columns = [p for p in dict.fromkeys([*PRECISIONS, *main.precision]) if p in set(main.precision)]
     return cells.unstack("precision").reindex(columns=columns)
 
 
@@ -792,7 +823,7 @@ def against_fp32(records: pd.DataFrame) -> pd.DataFrame:
         this = {"precision": precision} | wanted
         for name, frame in main.groupby("set"):
             if len(rows := chosen(frame, this)):
-                several = this != base and min(len(rows), len(chosen(frame, base))) > 1
+                several = this != base and len(set(rows.seed) & set(chosen(frame, base).seed)) > 1
                 counted = _better_and_worse(frame, this, base) if several else ""
                 cells.setdefault(f"{precision}, {kind}", {})[name] = (
                     f"{rows.accuracy.mean():.2%} {counted}({len(rows)})"
@@ -806,7 +837,7 @@ def _better_and_worse(frame: pd.DataFrame, one: dict[str, Any], base: dict[str, 
     for measure, good in MEASURES.items():
         if measure in frame:  # a set without a black background has no "foreground mass"
             found = compare(frame, measure, one, base)
-            signs.append(good * ((found["low"] > 0) - (found["high"] < 0)))
+            signs.append(good * np.sign(found["difference"]) * (found["p"] < 0.05))
     return f"{signs.count(1)} better, {signs.count(-1)} worse "
 
 
@@ -814,13 +845,28 @@ def _better_and_worse(frame: pd.DataFrame, one: dict[str, Any], base: dict[str, 
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Do what the command line says; end with a sentence where a record is damaged or the work is interrupted."""
+    try:
+        _command(arguments)
+    except RecordError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
+
+
+def _command(arguments: list[str] | None) -> None:
     """List, execute and tabulate the study's runs."""
     parser = argparse.ArgumentParser(
         prog="python -m qsal_helpers.study",
         description="List, execute, resume and tabulate the runs of the study. Without options `run` executes the "
         "whole plan; a killed command goes on where it was when it is given again.",
     )
-    parser.add_argument("do", choices=["list", "run", "table", "agree"])
+    parser.add_argument(
+        "do",
+        choices=["list", "run", "table", "agree"],
+        help="list: each run and its accuracy, or 'to do'; run: do what has no record yet, from where a killed command "
+        "left off; table: the finished runs beside each other; agree: how far the maps of their models agree, as CSV",
+    )
     parser.add_argument("--folder", type=Path, default=Path("notebooks/results/study"), help="of the records")
     parser.add_argument("--group", choices=list(plan()), help="only the plan's runs on this question")
     parser.add_argument("--workers", type=int, help="runs at a time; by default one a core")
@@ -837,6 +883,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.workers is not None and given.workers < 1:
         parser.error(f"--workers must be at least 1; got {given.workers}")
     fields = {f.name: v for f in dataclasses.fields(Run) if (v := getattr(given, f.name)) is not None}
+    if given.seeds is not None and given.seeds < 1:
+        parser.error(f"--seeds must be at least 1; got {given.seeds}")
     if fields and (given.group or given.seeds is not None):
         parser.error("--group and --seeds choose among the plan's runs, so they do not go with a run of your own")
     if fields:
@@ -855,13 +903,16 @@ def main(arguments: list[str] | None = None) -> None:
         if failed := sum(record["status"] == "failed" for record in records):
             sys.exit(f"{failed} of {len(records)} runs failed; their records say why. Delete these to try again")
     elif given.do == "agree":
-        if fields or given.seeds is not None:
+        if fields or given.seeds is not None or given.workers is not None:
             parser.error("agree takes no options but --folder and --group")
         plans = plan()
         for name in [given.group] if given.group else MAIN_GROUPS:
             found = agreement(plans[name] + plans.get(f"twin-{name}", []), given.folder)
             if len(found):
                 found.to_csv(given.folder / f"agreement-{name}.csv", index=False)
+                print(f"{len(found)} pairs in {given.folder / f'agreement-{name}.csv'}")
+            else:
+                print(f"{name}: no two models in {given.folder}, one of them plain fp32; `run` makes them")
     else:
         records = load_records(given.folder) if given.folder.is_dir() else ()
         if len(records) and (given.group or given.seeds is not None or fields):

@@ -468,6 +468,15 @@ def test_pixels_undoes_normalise_for_each_of_the_256_values(channels):
     assert shown.dtype == torch.float32 and shown.min() >= 0 and shown.max() <= 1
 
 
+def test_images_with_other_channels_than_the_data_are_refused():
+    data = load_data("mnist", 300)
+    coloured = Split(torch.zeros(4, 3, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="pixels takes normalised images"):
+        data.pixels(torch.zeros(1, 3, 28, 28))
+    with pytest.raises(ValueError, match="mnist has 1 channels, the split has 3"):
+        batches(coloured, data, 2)
+
+
 def test_pixels_of_values_outside_the_range_are_black_or_white():
     data = numbered(1)
     assert data.pixels(torch.full((1, 1, 1, 1), -99.0)).item() == 0 and data.pixels(torch.full((1, 1, 1, 1), 99.0)) == 1

@@ -384,6 +384,13 @@ def test_a_network_with_one_class_has_no_curves():
         deletion_auc(model, x, torch.rand(2, 8, 8), 0)
 
 
+def test_the_layer_of_grad_cam_may_be_given_to_the_randomisation_check_as_a_module_or_by_name():
+    torch.manual_seed(0)
+    model, x = build_model("lenet5"), torch.rand(20, 1, 28, 28)
+    by_name, as_module = (randomisation_check(model, x, None, "grad_cam", layer=it) for it in ("conv2", model.conv2))
+    assert torch.equal(by_name.nan_to_num(9), as_module.nan_to_num(9)) and by_name.isfinite().any()
+
+
 def test_randomisation_resets_batch_norm_with_the_layer_before_it(monkeypatch):
     model, x, maps = convolutional(), random(6, 1, 12, 12), []
 

@@ -275,6 +275,28 @@ def test_guided_backprop_stops_negative_gradients_at_a_relu6_and_where_it_clips(
     torch.testing.assert_close(found, reduced(gradient.view_as(x)), rtol=1e-4, atol=1e-5)
 
 
+class WithAuxiliaryRelu(nn.Module):
+    """A module that no output follows from, called or not, beside a ReLU called as a function, or not."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.relu, self.auxiliary, self.fc = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.ReLU(), nn.Linear(392, 3)
+        self.function = function
+
+    def forward(self, x):
+        hidden = self.relu(self.conv(x))
+        self.unused = self.auxiliary(-hidden)
+        return self.fc((F.relu(hidden - 0.1) if self.function else hidden).flatten(1))
+
+
+def test_a_relu_module_that_the_logits_do_not_follow_from_does_not_hide_a_function():
+    with pytest.raises(ValueError, match="calls ReLU as a function 1 times"):
+        saliency_map(WithAuxiliaryRelu(function=True), images(), 0, "guided_backprop")
+    model, x = WithAuxiliaryRelu(function=False), images()
+    found = saliency_map(model, x, 0, "guided_backprop")
+    assert not torch.equal(found, saliency_map(model, x, 0)) and found.isfinite().all()
+
+
 def test_guided_backprop_refuses_relus_it_cannot_reach_and_models_without_any():
     class Functional(nn.Module):
         def __init__(self):

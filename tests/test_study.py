@@ -111,6 +111,7 @@ def test_the_objective_of_a_run_is_what_its_fields_say():
         ("frozen", {"freeze_statistics": True}),
         ("magnitude", {"rank_by": "magnitude"}),
         ("detached", {"detach_clean": True}),
+        ("train", {"eval_saliency": False}),
         ("loss", {"saliency": "loss", "eval_saliency": False}),
     ],
 )
@@ -282,8 +283,9 @@ def edited(record, change):
         lambda record: edited(record, {"seed": 9}),
         lambda record: edited(record, {"unknown": 1}),
         lambda record: json.dumps({**record, "status": "splendid"}),
+        lambda record: json.dumps({key: record[key] for key in record if key != "accuracy"}),
     ],
-    ids=["truncated", "empty", "a list", "no run", "another seed", "unknown field", "unknown status"],
+    ids=["truncated", "empty", "a list", "no run", "another seed", "unknown field", "unknown status", "no accuracy"],
 )
 def test_a_damaged_or_edited_record_is_refused_by_name(done, tmp_path, spoil):
     _, (_, good), (_, record) = done
@@ -337,6 +339,43 @@ def test_only_the_plans_main_runs_enter_the_paper_style_table():
     assert list(found.columns) == ["fp32", "w2a2"] and len(found) == 1
 
 
+def test_a_record_of_a_later_version_is_not_called_damaged(done, tmp_path):
+    _, (_, good), (_, record) = done
+    (tmp_path / f"{good.id}.json").write_text(edited(record, {"optimizer": "adam"}))
+    with pytest.raises(RecordError, match="another version of qsal_helpers: this one knows no optimizer") as raised:
+        read_record(tmp_path, good)
+    assert "delete" not in str(raised.value)
+
+
+def test_a_damaged_record_is_told_of_before_anything_is_trained(tmp_path, monkeypatch):
+    (tmp_path / f"{TINY.id}.json").write_text("")
+    monkeypatch.setattr(study, "_in_processes", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(RecordError, match=TINY.id):
+        run_all([LONGER, TINY], tmp_path, progress=False)
+    with pytest.raises(SystemExit, match=f"{TINY.id}.json is no record of the study"):
+        study.main(["list", "--folder", str(tmp_path), *shlex.split(TINY.command)[6:]])
+
+
+def test_two_runs_that_happen_to_have_one_id_are_told_apart(tmp_path):
+    one, other = Run(weight=6.716), Run(weight=44.483)
+    assert one.id == other.id
+    write_record(tmp_path, one)
+    assert read_record(tmp_path, one)["status"] == "done"
+    with pytest.raises(RecordError, match="holds another run, whose id happens to be the same"):
+        read_record(tmp_path, other)
+
+
+@pytest.mark.parametrize("fields", [{"seed": 1.0}, {"seed": np.int64(1)}, {"augment": 1}, {"epochs": True}])
+def test_a_number_of_another_type_is_refused_for_it_would_make_an_equal_run_with_another_name(fields):
+    with pytest.raises(TypeError, match="must be of type"):
+        Run(**fields)
+
+
+def test_an_empty_folder_makes_empty_tables(tmp_path):
+    records = load_records(tmp_path)
+    assert records.empty and table(records.assign(accuracy=[])).empty and main_records(records).empty
+
+
 # ---------------------------------------------------------------- what the records say
 
 
@@ -366,6 +405,22 @@ def test_a_measure_counts_as_better_or_worse_where_the_interval_of_its_paired_di
     assert study.against_fp32(only_guided.drop(columns="gradient: foreground mass"))["fashion-mnist"].to_dict() == {
         "w2a2, guided": "80.00% (3)"
     }
+
+
+def test_nothing_is_counted_where_no_two_seeds_are_paired_or_their_difference_has_no_spread():
+    areas = [f"{kind}, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
+    same = {f"{method}: {area}": 0.5 for method in ("gradient", "random") for area in areas} | {"accuracy": 0.8}
+    same |= {"gradient: foreground mass": 0.5, "gradient: sensitivity": 0.5}
+    row = lambda precision, seed, gini: (
+        dataclasses.asdict(Run(precision=precision, seed=seed)) | same | {"gradient: gini": gini}
+    )
+    plain = [row("fp32", 0, 0.4), row("fp32", 1, 0.5)]
+    for others, wanted in (
+        ([row("w2a2", 2, 0.6), row("w2a2", 3, 0.7)], "80.00% (2)"),
+        ([row("w2a2", 1, 0.6), row("w2a2", 2, 0.7)], "80.00% (2)"),
+        ([row("w2a2", 0, 0.525), row("w2a2", 1, 0.625)], "80.00% 0 better, 0 worse (2)"),
+    ):
+        assert study.against_fp32(pd.DataFrame(plain + others))["fashion-mnist"]["w2a2, plain"] == wanted
 
 
 def test_a_gain_is_how_much_better_than_the_random_map_and_its_room_how_much_better_it_could_be():
@@ -407,7 +462,14 @@ def test_building_and_measuring_leave_the_random_numbers_and_the_mode_of_the_mod
 def write_record(folder, run, without=None):
     """Write a finished record of the run in which every figure is 0.5, but for a measure that it does not have."""
     areas = [f"random: {kind}, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
-    record = {"run": dataclasses.asdict(run), "id": run.id, "command": "", "status": "done", "accuracy": 0.5}
+    record = {
+        "run": dataclasses.asdict(run),
+        "id": run.id,
+        "command": "",
+        "status": "done",
+        "accuracy": 0.5,
+        "seconds": 1,
+    }
     record["history"] = {"best_epoch": 1}
     record["metrics"] = {name: {"mean": 0.5} for name in (*study.SHOWN, *areas) if name != without}
     (folder / f"{run.id}.json").write_text(json.dumps(record))
@@ -419,6 +481,11 @@ def test_the_table_holds_only_the_group_and_the_seeds_that_were_asked_for(tmp_pa
     study.main(["table", "--folder", str(tmp_path), "--group", "mnist", "--seeds", "1"])
     shown = capsys.readouterr().out
     assert "0.500 (1)" in shown and "fashion-mnist" not in shown and "(2)" not in shown
+
+
+def test_a_precision_that_the_plan_does_not_have_is_a_column_of_the_table():
+    records = pd.DataFrame([dataclasses.asdict(Run(precision=p)) | {"accuracy": 0.5} for p in ("w3a3", "fp32")])
+    assert list(table(records).columns) == ["fp32", "w3a3"]
 
 
 def test_the_table_leaves_out_a_measure_that_no_record_has(tmp_path, capsys):
@@ -534,6 +601,36 @@ def test_a_run_whose_figures_are_no_numbers_is_recorded_as_failed_for_that_reaso
     assert record["status"] == "failed" and "JSON" in record["reason"]
 
 
+@pytest.mark.parametrize("bad", [{"objective": "guided", "mask_ratio": float("nan")}, {"data": "no/such"}])
+def test_a_run_that_cannot_be_recorded_as_it_is_does_not_stop_the_others(bad, tmp_path):
+    records = run_all([dataclasses.replace(TINY, **bad), TINY], tmp_path, workers=1, progress=False)
+    assert [record["status"] for record in records] == ["failed", "done"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".safetensors"]
+
+
+def test_a_run_that_fails_after_its_training_keeps_what_it_has_learned(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_end_with_parent", lambda: None)
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(study, "save_model", lambda *_, **__: (_ for _ in ()).throw(OSError("no space left")))
+        study._work(TINY, tmp_path, threads=1)
+    assert "no space left" in read_record(tmp_path, TINY)["reason"]
+    (tmp_path / f"{TINY.id}.json").unlink()
+    monkeypatch.setattr("qsal_helpers.training.batches", lambda *_, **__: pytest.fail("it trains again"))
+    monkeypatch.setattr(study, "evaluate", lambda *_: 0.5)
+    study._work(TINY, tmp_path, threads=1)
+    assert read_record(tmp_path, TINY)["status"] == "done" and not list(tmp_path.glob("*.unfinished*"))
+
+
+def test_a_run_that_another_command_has_finished_meanwhile_is_left_as_it_is(done, tmp_path, monkeypatch):
+    folder, (_, good), _ = done
+    shutil.copy(folder / f"{good.id}.json", tmp_path)
+    (tmp_path / f"{good.id}.unfinished").write_text("rubbish")
+    before = (tmp_path / f"{good.id}.json").read_bytes()
+    monkeypatch.setattr(study, "_end_with_parent", lambda: None)
+    study._work(good, tmp_path, threads=1)
+    assert (tmp_path / f"{good.id}.json").read_bytes() == before
+
+
 def test_a_process_that_is_killed_leaves_a_failed_record_and_the_next_run_is_done(tmp_path, monkeypatch):
     class Dying:
         """A process that dies at once for the first run."""
@@ -596,12 +693,48 @@ def test_a_cluster_gives_the_same_records_although_one_of_its_workers_is_killed(
     assert figures(records[0]) == figures(here)
 
 
+@pytest.fixture
+def threads():
+    """A cluster of one worker with two threads, in this process."""
+    from dask.distributed import Client, LocalCluster
+
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        yield client
+
+
+def test_the_threads_of_a_worker_do_not_draw_from_each_others_random_numbers(threads, tmp_path):
+    runs = [dataclasses.replace(TINY, seed=seed) for seed in range(3)]
+    records = run_all(runs, tmp_path, client=threads, progress=False)
+    assert [figures(record) for record in records] == [figures(execute(run)[0]) for run in runs]
+
+
+def test_a_cluster_that_goes_away_marks_no_run_as_failed(tmp_path, monkeypatch):
+    from concurrent.futures import CancelledError
+
+    class Gone:
+        """A client of such a cluster, and what it promised."""
+
+        def submit(self, *_, **__):
+            return self
+
+        def result(self):
+            raise CancelledError
+
+    monkeypatch.setattr("dask.distributed.as_completed", list)
+    with pytest.raises(CancelledError):
+        run_all([TINY], tmp_path, client=Gone(), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_differs_from_the_plans_in_anything_else_enters_no_cell_of_the_table():
     others = [{"model": "lenet5"}, {"epochs": 9}, {"augment": True}, {"explained": 4}, {"size": 500}, {"first": 2}]
     runs = [Run(seed=0), Run(seed=7, objective="guided"), *(Run(seed=1, **other) for other in others)]
     runs.append(next(run for run in plan()["cifar10"] if (run.precision, run.objective) == ("fp32", "plain")))
     records = pd.DataFrame([dataclasses.asdict(run) | {"accuracy": 0.5} for run in runs])
     assert set(main_records(records, "epochs", "first").index) - set(main_records(records).index) == {3, 7}
+    with pytest.raises(ValueError, match="a varied field must be one of data, size"):
+        main_records(records, "mask_ration")
     found = table(records)
     assert found["fp32"].to_dict() == {
         ("fashion-mnist", "full", "plain"): "0.500 (1)",
@@ -617,6 +750,7 @@ def test_a_run_that_differs_from_the_plans_in_anything_else_enters_no_cell_of_th
         ("run --workers 0", "--workers must be at least 1"),
         ("run --augment true", "choose from True, False"),
         ("list --group mnist --epochs 2", "do not go with a run of your own"),
+        ("run --seeds 0", "--seeds must be at least 1"),
         ("run --seeds 1 --precision w2a2", "do not go with a run of your own"),
         ("table --folder no/such/folder", "holds no record of such a finished run"),
     ],
