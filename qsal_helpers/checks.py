@@ -96,8 +96,9 @@ def grade(
         said = "\n".join(part for part in (f"not right yet. {wrong}", wrong.table or shown, f"Hint: {hint}") if part)
     except Exception as error:
         name = "".join(traceback.format_exception_only(error)).strip()  # survives a broken __str__
-        outcome = Outcome(exercise, "error", name)
-        said = f"your function stopped with {name}\nHint: {hint}"
+        where = _failing_line(student, error)
+        outcome = Outcome(exercise, "error", f"{where}{name}")
+        said = f"your function stopped {where or 'with '}{name}\nHint: {hint}"
     else:
         outcome, said = Outcome(exercise, "done"), "correct."
     OUTCOMES.append(outcome)
@@ -106,6 +107,14 @@ def grade(
     if picture and "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
         sys.modules["IPython"].display.display(picture())
     return outcome.state == "done"
+
+
+def _failing_line(student: Callable | None, error: Exception) -> str:
+    """Return the last line of the student's own cell that an error came through; empty where it cannot be told."""
+    function = getattr(student, "__wrapped__", student) if isinstance(student, types.FunctionType) else None
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file and frame.line]
+    return f"in `{textwrap.shorten(lines[-1], 80)}`: " if lines else ""
 
 
 def _run(test: Callable[[], None], student: Callable | None) -> None:
@@ -440,7 +449,7 @@ def check_bits_needed(student: Callable[[float], int]) -> bool:
             if answer != int(answer):
                 raise _Wrong(f"{says} Bits come whole: round up.")
             if answer == wanted - 1:
-                says = f"{says} That many bits reach only {reach(answer) if answer >= 1 else -math.inf:.1f} dB:"
+                says = f"{says} That many bits reach only {reach(answer):.1f} dB:"
                 if answer == math.ceil(decibels / 6.02):
                     raise _Wrong(f"{says} 6.02 dB a bit is too good for few bits; use the exact formula.")
                 raise _Wrong(f"{says} round up, not to the nearest.")

@@ -119,7 +119,9 @@ class Split:
 
     def __post_init__(self) -> None:
         if not _is(self.images, torch.uint8) or self.images.ndim != 4:
-            raise ValueError(f"images must be uint8 (N, C, H, W), got {_describe(self.images)}.")
+            floats = isinstance(self.images, torch.Tensor) and self.images.is_floating_point()
+            how = ": floats from 0 to 1 become that by (255 * images).round().to(torch.uint8)" if floats else ""
+            raise ValueError(f"images must be uint8 (N, C, H, W), got {_describe(self.images)}{how}.")
         if not _is(self.labels, torch.int64) or self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels must be int64 ({len(self.images)},), got {_describe(self.labels)}.")
 
@@ -181,7 +183,11 @@ class ImageData:
                 )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not isinstance(values, (tuple, list)) or len(values) != self.in_channels:
-                raise ValueError(f"{name} must be a tuple: one number for each of the {self.in_channels} channels.")
+                raise ValueError(
+                    f"{name} must be a tuple: one number for each of the {self.in_channels} channels of images "
+                    f"{tuple(self.train.images.shape)} as (N, C, H, W); if they are (N, H, W, C), give "
+                    "images.permute(0, 3, 1, 2)."
+                )
             for value in values:  # of pixels / 255, not of 0 to 255
                 check_number(value, f"each {name} of pixel / 255", low=0.0 if name == "mean" else 1e-30, high=1)
 

@@ -16,6 +16,7 @@ import ast
 import contextlib
 import functools
 import json
+import linecache
 import os
 import re
 import signal
@@ -273,6 +274,11 @@ def _read_outcomes(said: bytes, functions: Sequence[str]) -> list[Outcome]:
     return outcomes
 
 
+def _run_named(code: str, name: str, namespace: dict[str, Any]) -> None:
+    linecache.cache[name] = len(code), None, code.splitlines(True), name  # where an error finds the text of its lines
+    exec(compile(code, name, "exec"), namespace)
+
+
 def judge_here() -> None:
     """Read exercises from standard input, run and judge them in this process, write an outcome a line, and end it."""
     from . import checks
@@ -281,7 +287,7 @@ def judge_here() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what students print goes nowhere
     for function, code in json.load(sys.stdin):
         namespace: dict[str, Any] = {"__name__": "__main__"}
-        load = functools.partial(exec, code, namespace)
+        load = functools.partial(_run_named, code, function, namespace)
         # A student's code runs under the grader's time limit from its first line, imports and all.
         if checks.grade(function, None, load, hint=""):
             getattr(checks, GRADERS[function])(namespace.get(function))

@@ -536,7 +536,7 @@ _VIEW_CALLS |= {"contiguous", "squeeze", "unsqueeze", "chunk", "split"}
 _PASSING = (*_VIEWS, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _PASSING += (nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)
 _PASSING_CALLS = _VIEW_CALLS | {torch.cat, torch.mean, "mean", F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d}
-_PASSING_CALLS |= {F.adaptive_max_pool2d, F.dropout, F.pad}
+_PASSING_CALLS |= {F.adaptive_max_pool2d, F.dropout, F.pad, torch.concat, torch.concatenate}
 
 
 class _Proxy(torch.fx.Proxy):
@@ -670,6 +670,11 @@ def quantize(
     order = execution_order(model)
     if foreign := [n for n in order if type(model.get_submodule(n)) not in (nn.Conv2d, nn.Linear, *_RELUS)]:
         kind = type(model.get_submodule(foreign[0])).__name__
+        if nn.utils.parametrize.is_parametrized(model.get_submodule(foreign[0])):
+            raise ValueError(
+                f"layer {foreign[0]!r} is parametrized, as by weight_norm or spectral_norm, and quantize would "
+                "lose that; make it permanent, with torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+            )
         raise ValueError(
             f"layer {foreign[0]!r} is a {kind}, derived from Conv2d, Linear or ReLU, and quantize would lose its "
             "changes; put an nn.Conv2d, nn.Linear or nn.ReLU in its place"
@@ -761,7 +766,8 @@ def _input_bits(model: nn.Module) -> dict[str, int]:
             bits[node] = read
         else:  # what is made of the image alone is still image
             image = not any(bits[source] for source in node.all_input_nodes)
-            bits[node] = 0 if image and not isinstance(module, (nn.Conv2d, nn.Linear)) else 32
+            mixes = module is not None and any(p.dim() > 1 for p in module.parameters())
+            bits[node] = 0 if image and not mixes else 32
     return found
 
 

@@ -197,6 +197,8 @@ def fit(
         raise FileNotFoundError(f"the folder {str(resume.parent)!r} of the resume file does not exist; make it first")
     if not callable(objective) or isinstance(objective, type) or not (callback is None or callable(callback)):
         raise TypeError("objective and callback must be functions or objects such as SaliencyGuided(), with brackets")
+    if any(isinstance(part, nn.modules.loss._Loss) or part is F.cross_entropy for part in _parts(objective)):
+        raise TypeError("a loss of torch takes (logits, y): as objective write lambda model, x, y: loss(model(x), y)")
     if lr == 0 or validation >= 1:
         raise ValueError(f"lr must be above 0, and validation below 1; got lr={lr}, validation={validation}")
     if not any(p.requires_grad for p in model.parameters()):
@@ -455,7 +457,7 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
+    return {name: copy.deepcopy(value) for name, value in model.state_dict().items()}
 
 
 def _with_epoch(history: History, model: nn.Module, loss: float, accuracy: float, seconds: float) -> History:

@@ -403,3 +403,10 @@ def test_the_sliders_of_lesson_05_have_a_network_at_every_setting_in_a_few_megab
     settings = {(notes["precision"], notes["mask_ratio"]) for notes in map(read_notes, files)}
     assert settings == set(itertools.product(("fp32", "w4a4", "mixed-4/2", "w2a2"), (0, 0.25, 0.5, 0.75)))
     assert sum(file.stat().st_size for file in files) < 11.5e6
+
+
+def test_a_model_whose_layer_reads_other_bits_than_quantize_gave_it_is_refused(tmp_path):
+    model = small()
+    model.fc1.activation_bits = 8
+    with pytest.raises(CheckpointError, match="changed after build_model"):
+        save_model(model, tmp_path / "never-written")

@@ -884,3 +884,12 @@ def test_a_right_answer_in_float64_is_right(name, capsys):
 def test_whole_numbers_of_an_int_type_are_told_what_is_wrong_with_them(name, answer, words, capsys):
     verdict, said = grade(name, answer, capsys)
     assert not verdict and words in said and "stopped with" not in said
+
+
+def test_an_error_in_a_students_function_names_its_line(capsys):
+    def my_pact(x, alpha, bits):
+        low = x.clamp(0, alpha)
+        return low / bits.steps
+
+    assert not checks.check_pact(my_pact)
+    assert "stopped in `return low / bits.steps`: AttributeError" in capsys.readouterr().out

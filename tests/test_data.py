@@ -697,3 +697,12 @@ if "mnist" in available_full_sets():
         }
         ours = as_bytes(mini.train) | as_bytes(mini.test)
         assert ours <= as_bytes(full.train) and not ours & as_bytes(full.test)
+
+
+def test_float_images_and_another_order_are_told_what_to_do():
+    labels = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"\(255 \* images\)"):
+        Split(torch.rand(3, 1, 4, 4), labels)
+    some = Split(torch.zeros(3, 8, 9, 3, dtype=torch.uint8), labels)
+    with pytest.raises(ValueError, match=r"permute\(0, 3, 1, 2\)"):
+        ImageData("m", some, some, ("a",), (0.4,) * 3, (0.2,) * 3)

@@ -140,3 +140,8 @@ def test_a_student_and_a_teacher_that_work_in_place_leave_the_batch_and_each_oth
     expected = Distilled(without_working_in_place(teacher))(without_working_in_place(student), x, y)
     torch.testing.assert_close(Distilled(teacher)(student, x, y), expected)
     assert torch.equal(x, before)
+
+
+def test_the_teacher_is_moved_to_where_the_images_are():
+    model, x, y = network(0).to("meta"), *(tensor.to("meta") for tensor in batch())
+    assert Distilled(network(1))(model, x, y).device == x.device

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from torch import nn
 from torchvision.models import resnet18
 
@@ -33,6 +34,7 @@ from qsal_helpers.export import (
     unpack_bits,
 )
 from qsal_helpers.folding import fold
+from qsal_helpers.onnx_files import _has_vnni
 from qsal_helpers.quantization import PACT, QuantConv2d, QuantLinear, calibrate, weight_codes
 
 
@@ -914,3 +916,128 @@ def test_a_layer_named_logits_is_found_by_its_name_and_the_result_stays_the_resu
     assert net["logits"].codes.shape == (3, 200) and net.steps[-1].name == "logits.output"
     expected = quantized(data.normalise(images)).detach().numpy()
     assert abs(net(images) * net.output_scale - expected).max() <= net.output_scale
+
+
+def test_an_empty_batch_is_refused_by_the_integer_model_in_words():
+    net = to_integer(quantize(build_model("lenet5"), "w4a4"), random_data(1, 28))
+    with pytest.raises(ValueError, match=r"images must be uint8 of shape \(N, 1, 28, 28\)"):
+        net(np.zeros((0, 1, 28, 28), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d((3, 2), (1, 2), (1, 0)), nn.AvgPool2d((1, 3), (2, 1))], ids=["max", "average"]
+)
+def test_windows_that_are_longer_than_wide_give_torchs_logits_in_integers_and_files(pool, tmp_path):
+    data = random_data(1, 12)
+    layers = [
+        nn.Conv2d(1, 3, (3, 2), (2, 1), (0, 1)),
+        nn.ReLU(),
+        pool,
+        nn.Conv2d(3, 2, (1, 3), (1, 2), (2, 0)),
+        nn.ReLU(),
+    ]
+    float_model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+    float_model(torch.zeros(2, 1, 12, 12))
+    model = align_biases(quantize(float_model, "w4a4", alpha=1.0).eval(), data)
+    expected = exact_logits(model, data, data.test.images)
+    net = to_integer(model, data)
+    assert abs(net(data.test.images) * net.output_scale - expected).max() <= 0.5001 * net.output_scale
+    for storage in ("float32", "packed", "int8"):
+        found = run_onnx(model, data, data.test.images, tmp_path / "net.onnx", storage)
+        assert abs(found - expected).max() < 1e-4 * abs(expected).max()
+
+
+def test_a_model_with_a_hook_before_a_layer_is_refused_because_no_file_can_hold_it():
+    model = build_model("lenet5")
+    model.fc1.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0,))
+    with pytest.raises(ValueError, match="fc1 has a forward hook"):
+        fold(model, random_data(1, 28))
+
+
+@pytest.mark.parametrize(
+    ("join", "what"),
+    [
+        (lambda a, b: a + a, "add"),
+        (lambda a, b: F.pad(a, (1, 1, 1, 1), mode="reflect") + F.pad(b, (1, 1, 1, 1), mode="reflect"), "pad"),
+    ],
+    ids=["a sum of a tensor with itself", "padding with a mirror image"],
+)
+def test_what_is_nearly_a_sum_or_a_padding_with_zeros_is_refused(join, what):
+    with pytest.raises(ValueError, match=f"{what}.* cannot be exported"):
+        fold(Joining(join), random_data(1, 12))
+
+
+def test_an_alpha_that_the_last_step_left_below_its_least_value_is_exported_as_pact_mends_it():
+    model, data = quantize(build_model("lenet5"), "w4a4"), random_data(1, 28)
+    model.relu1.alpha.data.fill_(-1.0)
+    step = next(step for step in fold(model, data) if step.name == "relu1")
+    assert model.relu1.alpha == -1  # the caller's model stays as it was
+    model(data.normalise(data.test.images))
+    assert step.options["step"] == pytest.approx(model.relu1.alpha.item() / (2**model.relu1.bits - 1))
+
+
+def test_a_gain_that_is_changed_for_the_sake_of_the_borders_changes_by_few_thousandths():
+    data, model = random_data(1, 28), stirred(quantize(build_model("cnn"), "w8a8"))
+    aligned = align_biases(model, data)
+    gains = [(getattr(aligned, name).weight / getattr(model, name).weight).detach() for name in ("bn1", "bn2", "bn3")]
+    assert 0.001 < max((gain - 1).abs().max() for gain in gains) < 0.0033
+
+
+@pytest.mark.parametrize("storage", ["int8", "packed"])
+def test_a_layer_may_be_called_like_a_tensor_of_the_image_s_normalisation(storage, tmp_path):
+    torch.manual_seed(0)
+    inner = named(pixels=nn.Conv2d(1, 2, 3), scaled=nn.ReLU(), normalised=nn.Flatten())
+    data, model = random_data(1, 12), quantize(named(image=inner, last=nn.Linear(200, 3)), "w4a4").eval()
+    found = run_onnx(model, data, data.test.images, tmp_path / "net.onnx", storage)
+    expected = exact_logits(model, data, data.test.images)
+    assert abs(found - expected).max() < 0.02 * abs(expected).max()
+
+
+def test_an_onnx_file_whose_node_keeps_its_constant_in_another_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a location is looked for when a model comes without a path
+    path = save_onnx(nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), tmp_path / "a.onnx", random_data(1, 12), "float32")
+    model = onnx.load_model(path)
+    tensor = next(t for t in model.graph.initializer if t.name == "1.bias")
+    (tmp_path / "secret").write_bytes(tensor.raw_data)
+    outside = TensorProto(name="outside", data_type=tensor.data_type, dims=tensor.dims)
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value="secret")
+    model.graph.initializer.remove(tensor)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["1.bias"], value=outside))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="in other files, which is refused"):
+        onnx_session(path)
+
+
+def test_a_processor_of_which_nothing_is_known_is_taken_for_one_without_vnni(monkeypatch):
+    def read_text(self):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("qsal_helpers.onnx_files.Path.read_text", read_text)
+    assert not _has_vnni()
+
+
+class Cutting(nn.Module):
+    """A network that reads a part of what it rounded: from the second channel on, no border, every second column."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.last = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(3 * 8 * 4, 3)
+
+    def forward(self, x):
+        return self.last(self.relu(self.conv(x))[:, 1:, 1:-1, 2::2].flatten(1))
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8", "packed"])
+def test_a_slice_that_begins_and_ends_inside_is_the_same_in_torch_integers_and_files(storage, tmp_path):
+    torch.manual_seed(0)
+    data, model = random_data(1, 12), quantize(Cutting(), "w4a4", alpha=1.0).eval()
+    expected, net = exact_logits(model, data, data.test.images), to_integer(model, data)
+    assert abs(net(data.test.images) * net.output_scale - expected).max() <= 0.5001 * net.output_scale
+    found = run_onnx(model, data, data.test.images, tmp_path / "net.onnx", storage)
+    assert abs(found - expected).max() < 0.02 * abs(expected).max()
+
+
+def test_a_file_says_how_its_weights_are_stored_and_of_which_precision_they_are(tmp_path):
+    path = save_onnx(quantize(build_model("lenet5"), "w2a2"), tmp_path / "net.onnx", random_data(1, 28), "packed")
+    assert onnx_session(path).get_modelmeta().custom_metadata_map == {"storage": "packed", "precision": "w2a2"}

@@ -262,3 +262,39 @@ def test_a_character_that_the_console_lacks_does_not_lose_the_table(monkeypatch)
     sys.stdout.flush()
     said = sys.stdout.buffer.getvalue().decode("cp1252")
     assert "it is ? 4" in said and "1 of 2 done" in said and "bücher.ipynb" in said
+
+
+def test_an_error_as_long_as_a_book_is_cut_and_costs_no_exercise(tmp_path):
+    notebook = answered(
+        "00",
+        number_of_levels="def number_of_levels(bits):\n    raise ValueError('x' * 2_000_000)",
+        agreement="def agreement(a, b):\n    return (a.argmax(1) == b.argmax(1)).float().mean()",
+    )
+    _, (error, other) = grade_notebook(save(notebook, tmp_path))
+    assert "ValueError" in error.message and len(error.message) <= grading.LONGEST_MESSAGE and other.state == "done"
+
+
+def test_a_notebook_that_begins_with_a_byte_order_mark_is_graded(tmp_path):
+    path = tmp_path / "anna.ipynb"
+    path.write_text(nbformat.writes(answered("00")), encoding="utf-8-sig")
+    assert {outcome.state for outcome in grade_notebook(path)[1]} == {"done"}
+
+
+def test_names_from_an_import_of_everything_are_there_when_a_function_is_graded(tmp_path):
+    code = "def bits_needed(decibels):\n    return ceil(log2(10 ** (decibels / 20) + 1))"
+    notebook = answered("01", bits_needed=code)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("from math import *"))
+    assert states(notebook, tmp_path)["bits_needed"] == "done"
+
+
+def test_exercises_are_judged_at_the_smallest_scale_whatever_the_teacher_s_own_is(monkeypatch):
+    monkeypatch.setenv("QSAL_SCALE", "full")
+    code = "import os\ndef number_of_levels(bits):\n    return 2**bits if os.environ['QSAL_SCALE'] == 'smoke' else 0"
+    (outcome,) = grading.judge_apart([("number_of_levels", code)])
+    assert outcome.state == "done"
+
+
+def test_the_table_of_a_notebook_names_the_line_at_which_a_function_stopped(tmp_path):
+    notebook = answered("00", number_of_levels="def number_of_levels(bits):\n    return 2 ** bitts")
+    (error, _) = grade_notebook(save(notebook, tmp_path))[1]
+    assert error.state == "error" and error.message.startswith("in `return 2 ** bitts`: NameError")

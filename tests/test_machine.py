@@ -4,12 +4,17 @@ import builtins
 import hashlib
 import importlib.metadata
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from qsal_helpers import data, machine
+
+PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +115,34 @@ def test_full_sets_are_named_without_being_loaded(tmp_path, monkeypatch):
     for name, text in content.items():
         (tmp_path / name).write_bytes(text)
     assert machine._full_data() == (False, "mnist")
+
+
+@pytest.mark.parametrize("minor", range(8, 17))
+def test_the_machine_is_ready_for_exactly_the_pythons_that_pyproject_allows(minor, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, minor, 0))
+    allowed = SpecifierSet(tomllib.loads(PYPROJECT.read_text(encoding="utf8"))["project"]["requires-python"])
+    assert machine._python()[0] == (f"3.{minor}.0" not in allowed)
+
+
+@pytest.mark.parametrize("limit", [2**40, "max"], ids=["a wide limit", "no limit"])
+def test_a_container_that_may_take_more_than_the_machine_has_left_has_what_the_machine_has_left(
+    limit, monkeypatch, tmp_path
+):
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("0\n")
+    (tmp_path / "memory.stat").write_text("inactive_file 0\n")
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
+    assert machine._free_memory() == 1.0
+
+
+@pytest.mark.parametrize("missing", ["ipywidgets", "jupyterlab_widgets"])
+def test_each_part_of_the_sliders_that_is_missing_is_told_by_its_name(missing, monkeypatch):
+    def version(name):
+        if name == missing:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    fault, sentence = machine._sliders()
+    assert fault and f"pip install {missing}," in sentence

@@ -7,9 +7,10 @@ import itertools
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from scipy.stats import t
 
-from qsal_helpers import plots
+from qsal_helpers import pact, plots, quantize_uniform
 from qsal_helpers.evidence import interval
 from qsal_helpers.training import History
 
@@ -510,3 +511,82 @@ def test_every_interval_of_a_mean_is_students_with_nan_left_out():
     ):
         (bar,) = ax.containers[0].lines[2]
         assert bar.get_segments()[0][:, axis].tolist() == pytest.approx([low, high])
+
+
+def lines_across(ax):
+    """Where the vertical lines of a figure's one collection stand."""
+    (lines,) = ax.collections
+    return [segment[0, 0] for segment in lines.get_segments()]
+
+
+def levels(bits, low, high):
+    return quantize_uniform(torch.linspace(low, high, 999, dtype=torch.float64), bits, low, high).unique().tolist()
+
+
+def test_a_history_shows_each_epoch_s_loss_and_its_accuracy_in_percent():
+    loss, accuracy = plots.plot_history(History(loss=[3.0, 2.0], validation_accuracy=[0.5, 0.75], best_epoch=2)).axes
+    assert loss.lines[0].get_xydata().tolist() == [[1, 3], [2, 2]]
+    assert accuracy.lines[0].get_xydata().tolist() == [[1, 50], [2, 75]]
+
+
+def test_a_row_of_explanations_shows_its_own_network_s_prediction_and_map():
+    answers = {"fp32": np.array([0.75, 0.25]), "w2a2": np.array([0.125, 0.875])}
+    maps = {"fp32": np.eye(8), "w2a2": 1 - np.eye(8)}
+    axes = plots.plot_explanations(np.zeros((8, 8), np.uint8), answers, maps, ["bag", "shirt"], 0).axes
+    for name, (_, bars, shown) in zip(maps, np.reshape(axes, (2, 3)), strict=True):
+        assert [bar.get_width() for bar in bars.patches] == (100 * answers[name]).tolist()
+        assert np.array_equal(shown.images[0].get_array(), maps[name])
+
+
+def test_a_number_line_marks_the_levels_of_the_quantizer():
+    for bits, line in zip((2, 3, 5), plots.plot_number_lines(-1, 2, (2, 3, 5)).axes[0].lines, strict=True):
+        assert line.get_xdata() == pytest.approx(levels(bits, -1, 2))
+
+
+def test_value_and_error_add_up_to_the_quantized_value():
+    x = np.linspace(-1, 1, 9)
+    stairs, saw = plots.plot_rounding(x, x.round()).axes
+    assert (x + saw.lines[0].get_ydata()).tolist() == x.round().tolist() == stairs.lines[1].get_ydata().tolist()
+
+
+def test_measured_and_expected_densities_of_errors_have_an_area_of_one():
+    ax = plots.plot_error_density({"4 bits": np.linspace(-0.5, 0.5, 1000)}).axes[0]
+    assert sum(bar.get_height() * bar.get_width() for bar in ax.patches) == pytest.approx(1)
+    assert np.trapezoid(*ax.lines[0].get_data()[::-1]) == 1
+
+
+def test_a_histogram_is_of_the_weights_and_its_lines_are_the_rounded_ones():
+    w = np.linspace(-1, 1, 60)
+    ax = plots.plot_weight_grids({"rounded": (w, w.round())}).axes[0]
+    assert lines_across(ax) == [-1, 0, 1]
+    assert ax.patches[0].get_path().vertices[:, 1].max() == 1  # 80 bins for 60 weights that differ
+
+
+def test_the_levels_and_the_function_that_are_drawn_are_those_of_the_quantizers():
+    clips, x = np.array([0.5, 1.0]), np.linspace(0, 5, 99)
+    weights = plots.plot_clipping(np.linspace(-1, 1, 99), 3, 0.75, clips, clips, clips).axes[0]
+    assert lines_across(weights) == pytest.approx(levels(3, -0.75, 0.75))
+    drawn = plots.plot_pact(x, 2, 1.5, np.array([1.0, 2.0]), clips, clips).axes[0].lines[1]
+    assert drawn.get_ydata() == pytest.approx(pact(torch.from_numpy(drawn.get_xdata()), 1.5, 2).numpy())
+
+
+def test_a_function_stands_above_its_own_gradient():
+    x = np.linspace(-1, 1, 9)
+    values, gradients = plots.plot_gradients(x, {"square": (x**2, 2 * x)}).axes
+    assert values.lines[0].get_xydata().tolist() == np.stack([x, x**2], 1).tolist()
+    assert gradients.lines[0].get_xydata().tolist() == np.stack([x, 2 * x], 1).tolist()
+
+
+def test_an_occlusion_map_has_signed_colours_also_where_the_logit_falls_everywhere():
+    half = np.array([0.5, 0.5])
+    figure = plots.plot_deployed(np.zeros((8, 8), np.uint8), half, np.ones((8, 8)), ["bag", "shirt"], 0, "int8", "1 kB")
+    picture = figure.axes[2].images[0]
+    assert picture.get_clim() == (-1, 1) and picture.get_cmap().name == plots.SIGNED_MAP_COLOURS
+
+
+@pytest.mark.parametrize("join", [True, False])
+def test_a_line_joins_the_means_of_entries_that_have_an_order_and_no_others(join):
+    entries = {"plain": [np.arange(9.0)], "0.5": [np.arange(9.0) + 1]}
+    ax = plots.seeds_with_intervals({"Gini": {"gradient": entries}}, "ratio", ["Gini"], join=join).axes[0]
+    means = ax.lines[0]
+    assert means.get_ydata().tolist() == [4, 5] and (means.get_linestyle() == "None") == (not join)

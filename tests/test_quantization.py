@@ -1127,6 +1127,8 @@ HANDING_ON = {
     F.pad: lambda x: F.pad(x, (1, 1)),
     operator.getitem: lambda x: x[:, :1],
     torch.cat: lambda x: torch.cat([x, x]),
+    torch.concat: lambda x: torch.concat([x, x]),
+    torch.concatenate: lambda x: torch.concatenate([x, x]),
     torch.flatten: lambda x: torch.flatten(x, 1),
     torch.reshape: lambda x: torch.reshape(x, (-1, 4)),
     torch.permute: lambda x: torch.permute(x, (0, 2, 3, 1)),
@@ -1391,3 +1393,20 @@ def test_calibrate_refuses_a_float_model_and_an_empty_batch():
         calibrate(build_model("lenet5"), torch.rand(2, 1, 28, 28))
     with pytest.raises(ValueError, match="x is empty"):
         calibrate(quantize(build_model("lenet5"), "w4a4"), torch.rand(0, 1, 28, 28))
+
+
+def test_a_conv_behind_a_float_stem_reads_float_numbers():
+    stem = nn.Sequential(nn.ConvTranspose2d(3, 8, 2), nn.SiLU())
+    model = nn.Sequential(stem, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match=r"1 \(8 bits\) of Sequential read float numbers"):
+        small = quantize(model, "w4a4")
+    assert describe(small, (3, 8, 8))[0]["activation_bits"] == 32
+
+
+def test_a_parametrized_layer_is_told_how_to_become_plain():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(ValueError, match="remove_parametrizations"):
+        quantize(model, "w4a4")
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert describe(quantize(model, "w4a4"))[1]["weight_bits"] == 8

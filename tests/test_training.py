@@ -868,3 +868,38 @@ def test_a_model_that_returns_no_logits_is_neither_evaluated_nor_trained(answer,
 def test_a_resume_file_in_a_folder_that_is_missing_is_refused_before_training(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere' of the resume file does not exist; make it first"):
         run(net(), resume=tmp_path / "nowhere" / "a.pt", callback=lambda progress: pytest.fail("it trained"))
+
+
+def test_the_batch_size_bounds_the_forward_passes_of_evaluate():
+    model, sizes = net(), []
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    evaluate(model, toy_data(50), "train", batch_size=20)
+    assert sizes == [20, 20, 10]
+
+
+def test_warnings_of_a_training_point_to_the_line_that_called_fit(monkeypatch):
+    accuracies = iter([0.9, 0.1])
+    monkeypatch.setattr(training, "_accuracy", lambda *_: next(accuracies))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(net())
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize("objective", [nn.CrossEntropyLoss(), F.cross_entropy, Distilled(net(), nn.CrossEntropyLoss())])
+def test_a_loss_of_torch_as_objective_is_told_how_to_be_one(objective):
+    with pytest.raises(TypeError, match="write lambda model, x, y: loss"):
+        run(net(), objective=objective)
+
+
+def test_what_a_module_keeps_beside_its_tensors_survives_fit():
+    class Extra(nn.Flatten):
+        def get_extra_state(self):
+            return {"a": 1}
+
+        def set_extra_state(self, state):
+            self.state = state
+
+    model = nn.Sequential(Extra(), nn.Linear(64, 3))
+    run(model)
+    assert model[0].state == {"a": 1}

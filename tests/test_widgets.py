@@ -9,6 +9,7 @@ import torch
 
 from qsal_helpers import Distilled, SaliencyGuided, build_model, fit, load_data, plots, widgets
 from qsal_helpers.guided import least_salient
+from qsal_helpers.saliency import saliency_map
 from qsal_helpers.training import Progress, cross_entropy
 
 # ---------------------------------------------------------------- every lesson
@@ -365,3 +366,42 @@ def test_an_error_is_shown_with_the_picture_that_was_there_before_and_the_next_m
     )
     bits.value = 6
     assert not error_of(box) and box.children[-1].value != before
+
+
+def first_frame(objective):
+    data = load_data("fashion-mnist", 500)
+    torch.manual_seed(0)
+    model, live = build_model("lenet5").eval(), widgets.LiveView(data, data.test[:8])
+    live(Progress(model, objective, 1, 1, 1, 0.5))
+    return model, data, live.frames[0]
+
+
+def test_a_live_view_calls_a_loss_cross_entropy_only_where_it_is_that():
+    own = lambda model, x, y: 2 * cross_entropy(model, x, y)
+    assert first_frame(cross_entropy)[2].terms == {"cross_entropy": 0.5} and first_frame(own)[2].terms == {"loss": 0.5}
+
+
+def test_the_maps_of_a_live_view_explain_the_right_class_and_not_the_one_that_is_predicted():
+    model, data, frame = first_frame(cross_entropy)
+    x, labels = data.normalise(data.test.images[:8]), data.test.labels[:8]
+    assert not torch.equal(model(x).argmax(1), labels)
+    assert torch.equal(torch.from_numpy(frame.maps), saliency_map(model, x, labels))
+
+
+def test_the_panel_of_files_begins_with_the_fewest_bits_where_the_storage_makes_a_difference():
+    keys = [(32, "float32"), (2, "int8"), (2, "packed")]
+    halves, maps = dict.fromkeys(keys, np.array([[0.5, 0.5]])), dict.fromkeys(keys, np.ones((1, 8, 8)))
+    box = widgets.deployment_panel(
+        np.zeros((1, 1, 8, 8), np.uint8), [0], ["a", "b"], halves, maps, dict.fromkeys(keys, "")
+    )
+    assert [control.value for control in box.children[0].children] == [2, "int8", 0]
+
+
+def test_the_title_of_a_prediction_names_the_bits_of_the_slider(monkeypatch):
+    titles = []
+    monkeypatch.setattr(widgets, "plot_prediction", lambda *given: titles.append(given[-1]) or plots.new_figure()[0])
+    box = widgets.prediction_panel(
+        np.zeros((2, 1, 8, 8), np.uint8), [0, 1], {8: np.eye(2), 2: np.eye(2)}, ["bag", "shirt"]
+    )
+    box.children[0].children[0].value = 2
+    assert titles == [f"prediction with {bits}-bit weights" for bits in (8, 2)]
