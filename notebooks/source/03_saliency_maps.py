@@ -382,6 +382,12 @@ plots.plot_method(
 order = ["smooth_grad", "integrated_gradients", *(m for m in METHODS if m not in (*draws, "random"))]
 widgets.method_panel(images[:shown].numpy(), {name: few[name] for name in order}, falls)
 
+# %% [markdown]
+# **What to notice.** Beauty and speed are two things: look for an image on which a speckled map falls faster than a
+# tidy one. And on some images even the random curve falls fast. On others, like the printed one, the curve falls, and
+# then the network grows surer than before. An image full of holes is unlike any that it was trained on, so a single
+# curve need not fall.
+
 # %%
 for name in draws:
     heights = {n: f"{curves.mean():.2f}" for n, curves in falls[name].items()}
@@ -389,11 +395,6 @@ for name in draws:
 print(f"random: {falls['random'][0].mean():.2f}")
 
 # %% [markdown]
-# **What to notice.** Beauty and speed are two things: look for an image on which a speckled map falls faster than a
-# tidy one. And on some images even the random curve falls fast. On others, like the printed one, the curve falls, and
-# then the network grows surer than before. An image full of holes is unlike any that it was trained on, so a single
-# curve need not fall.
-#
 # More samples make SmoothGrad's picture tidier. Its curves do not follow: their mean height stays between 0.43 and 0.47
 # from 1 sample to 32 (random 0.54). One image proves nothing and eight prove little, so we go back to all of them.
 #
