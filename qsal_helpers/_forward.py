@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from ._arguments import check_floats, check_model
 
 
-def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Return what `model` makes of `x`; raise `ValueError` unless that is logits, ``(B, classes)``."""
+def logits_of(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return what `model` makes of `x`; raise `ValueError` unless that is logits, ``(B, classes)``.
+
+    With the labels `y`, also if one of them has no logit.
+    """
     check_model(model)
     check_floats(x, "x")
     # A copy, because a first layer that works in place would change the caller's images.
@@ -22,6 +25,9 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(f"the model must return logits of shape (B, classes); it returned {shape}")
+    # On a GPU reading the labels would stall the queue.
+    if y is not None and y.device.type == "cpu" and len(y) and (last := int(y.max())) >= logits.shape[1]:
+        raise ValueError(f"labels up to {last} need a model with {last + 1} outputs; this one has {logits.shape[1]}")
     return logits
 
 

@@ -105,10 +105,12 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
     _refuse_overwriting(model, graph)
     try:
         with torch.no_grad():
-            model(torch.zeros(1, *image_shape))  # ShapeProp would print the whole stack of an error
-            ShapeProp(torch.fx.GraphModule(model, graph)).propagate(torch.zeros(1, *image_shape))
+            two_images = torch.zeros(2, *image_shape)  # two, so that a view that mixes images shows
+            model(two_images)  # ShapeProp would print the whole stack of an error
+            ShapeProp(torch.fx.GraphModule(model, graph)).propagate(two_images)
     except RuntimeError as error:
-        raise ValueError(f"{type(model).__name__} cannot be exported: it cannot take images {image_shape}") from error
+        reason = f"it cannot take images {image_shape} ({first_line(error)})"
+        raise ValueError(f"{type(model).__name__} cannot be exported: {reason}") from error
     for node in list(graph.nodes):
         if node.op == "call_module" and isinstance(model.get_submodule(node.target), _IGNORED):
             node.replace_all_uses_with(node.all_input_nodes[0])
@@ -121,7 +123,9 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
             if not isinstance(node.args[0], torch.fx.Node) or names[node.args[0]] != next(reversed(steps)):
                 raise ValueError("the model must return one tensor, the result of its last operation")
             continue
-        inputs = tuple(names[n] for n in node.all_input_nodes)
+        if node.op != "placeholder" and "tensor_meta" not in node.meta:  # a size, read for a view
+            continue
+        inputs = tuple(names[n] for n in node.all_input_nodes if n in names)
         module = model.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             source = steps[inputs[0]]
@@ -174,6 +178,8 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
         return "pad", None, {"widths": ((0, 0), (0, 0), (top, bottom), (left, right))}
     if target in (torch.flatten, "flatten") and (*args, *node.kwargs.values())[1:] in ((1,), (1, -1)):
         return "flatten", None, {}
+    if target in ("view", "reshape", torch.reshape) and _flattens(node):
+        return "flatten", None, {}
     if target in _ADDITIONS and _is_plain_addition(node):
         return "add", None, {}
     if target is F.pad and _pads_with_zeros(node):
@@ -187,6 +193,11 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
         f"{node.name} cannot be exported: {what} is not among the operations that are known here: Conv2d, Linear, "
         "batch-norm, PACT, ReLU, ReLU6, max and average pooling as modules, flatten, sums of two, padding, slices"
     )
+
+
+def _flattens(node: torch.fx.Node) -> bool:
+    before, after = (n.meta["tensor_meta"].shape for n in (node.all_input_nodes[0], node))
+    return after == (before[0], before[1:].numel())
 
 
 def _is_plain_addition(node: torch.fx.Node) -> bool:

@@ -205,7 +205,7 @@ class SaliencyGuided:
         ratio = self.mask_ratio * min(1.0, self._calls / self.ramp_steps) if self.ramp_steps else self.mask_ratio
         self._calls += 1
         if ratio == 0:
-            loss = F.cross_entropy(logits_of(model, x), y)
+            loss = F.cross_entropy(logits_of(model, x, y), y)
             self.terms = {"cross_entropy": loss.detach(), "divergence": torch.zeros_like(loss)}
             return loss
 
@@ -216,7 +216,7 @@ class SaliencyGuided:
             saliency = self.saliency_in_eval_mode(model, x, y)
         else:
             x = x.detach().requires_grad_()
-        logits = logits_of(model, x)
+        logits = logits_of(model, x, y)
         cross_entropy = F.cross_entropy(logits, y)
         clean_term = cross_entropy
         if not self.eval_saliency:
@@ -250,7 +250,7 @@ class SaliencyGuided:
         """Return what ranks the pixels of x, of the same shape, with `model` in evaluation mode, as it was before."""
         x = x.detach().requires_grad_()
         with evaluation_mode(model):
-            logits = logits_of(model, x)
+            logits = logits_of(model, x, y)
             return _gradients(self._score(logits, F.cross_entropy(logits, y), y), [x])[0]
 
 

@@ -162,6 +162,28 @@ class Picture(Figure):
             if title:
                 self._suptitle.set_position(title)
 
+    def words(self) -> str:
+        """Return what is written in the picture, and the lengths of its named bars, for who cannot see it.
+
+        Examples
+        --------
+        >>> figure, axes = new_figure()
+        >>> _ = axes[0, 0].set(title="Error", xlabel="clip")
+        >>> figure.words()
+        'Error; across: clip'
+        """
+        parts = [self._suptitle.get_text()] if self._suptitle else []
+        for ax in self.axes:
+            axis_labels = ("across: ", ax.get_xlabel()), ("up: ", ax.get_ylabel())
+            parts += [ax.get_title(), *(word + label for word, label in axis_labels if label)]
+            parts += [text.get_text() for text in ax.texts]
+            names = [label.get_text() for label in ax.get_yticklabels()]
+            for bars in ax.containers:
+                if len(names) == len(bars) > 0:
+                    lengths = (bar.get_width() for bar in bars)
+                    parts += [f"{name} {length:.3g}" for name, length in zip(names, lengths, strict=True)]
+        return "; ".join(part.replace("\n", " ") for part in parts if part)
+
     def _repr_png_(self) -> bytes:
         return self.to_png()
 

@@ -87,7 +87,8 @@ class Run:
         "published-magnitude": the ranking is that of the paper's prose. "published-detached": the KL term moves only
         the prediction for the masked image. "published-train": the gradient that ranks is that of the training pass.
         "published-loss": so it is, and it is the loss's instead of the logit's.
-    mask_ratio, weight, rank_by, fill, ramp_steps : of `SaliencyGuided`; "published" reads only the ratio, "plain" none.
+    mask_ratio, weight, rank_by, fill, saliency, ramp_steps : of `SaliencyGuided`; "published" reads only the ratio,
+        "plain" none.
     start : "scratch", or "twin": the weights of the plain fp32 network of the same seed, trained first.
     distilled : whether that twin is a teacher as well (`Distilled`).
     epochs, augment, seed : of `fit`. The seed also draws the first weights.
@@ -112,6 +113,7 @@ class Run:
     weight: float = 1.0
     rank_by: str = "signed"
     fill: str = "uniform"
+    saliency: str = "loss"
     ramp_steps: int = 0
     start: str = "scratch"
     distilled: bool = False
@@ -182,7 +184,7 @@ class Run:
         objective: Objective = cross_entropy
         if self.objective == "guided":
             objective = SaliencyGuided(
-                self.mask_ratio, self.weight, self.rank_by, self.fill, ramp_steps=self.ramp_steps
+                self.mask_ratio, self.weight, self.rank_by, self.fill, self.saliency, ramp_steps=self.ramp_steps
             )
         elif self.objective in _PUBLISHED:
             published = SaliencyGuided.as_published(self.mask_ratio)
@@ -610,6 +612,13 @@ def plan() -> dict[str, list[Run]]:
             Run("mnist", "mini", precision=p, objective=f"published-{choice}", seed=s)
             for s in range(3)
             for choice in ("frozen", "detached", "train", "loss")
+            for p in ("fp32", *low)
+        ],
+        # The default with the published procedure's gradient.
+        "logit-mini": [
+            Run(data, "mini", precision=p, objective="guided", saliency="logit", seed=s)
+            for data, seeds in (("mnist", 3), ("fashion-mnist", 5))
+            for s in range(seeds)
             for p in ("fp32", *low)
         ],
         "prose-mini": [Run(size="mini", objective="published-magnitude", seed=seed) for seed in range(5)],

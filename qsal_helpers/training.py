@@ -62,7 +62,7 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     >>> cross_entropy(nn.Flatten(), torch.zeros(1, 1, 2, 2), torch.tensor([3]))  # four equal logits
     tensor(1.3863)
     """
-    return F.cross_entropy(logits_of(model, x), y)
+    return F.cross_entropy(logits_of(model, x, y), y)
 
 
 @dataclass
@@ -356,7 +356,7 @@ def _accuracy(model: nn.Module, split: Split, data: ImageData, batch_size: int =
     device = parameter.device if parameter is not None else None
     with evaluation_mode(model):
         some = batches(split, data, batch_size, device=device)
-        correct = sum((logits_of(model, x).argmax(1) == y).sum() for x, y in some)
+        correct = sum((logits_of(model, x, y).argmax(1) == y).sum() for x, y in some)
     return int(correct) / len(split)
 
 

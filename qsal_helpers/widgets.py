@@ -7,6 +7,7 @@ The functions named ``*_panel`` each belong to one lesson.
 from __future__ import annotations
 
 import functools
+import html
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,8 +49,8 @@ def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget
     controls : keyword of `draw` -> a widget with a ``value``, such as those made by `slider` and `choice`.
     help : one line under the controls.
 
-    An error in `draw` is shown as a sentence above the last picture that could be drawn, and the next move of a control
-    recovers.
+    A screen reader hears the words of the picture after each change. An error in `draw` is shown as a sentence above
+    the last picture that could be drawn, and the next move of a control recovers.
 
     Examples
     --------
@@ -60,6 +61,7 @@ def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget
     picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
     message = ipywidgets.HTML()
     message.add_class("qsal-error")
+    words = ipywidgets.HTML()
     places: dict[tuple[tuple[int, bool], ...], list[Any]] = {}
 
     def redraw(_: Any = None) -> None:
@@ -71,6 +73,7 @@ def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget
         message.value = ""
         figure.take_places(places)
         picture.value = figure.to_png(compression=1)
+        words.value = f'<span role="status" style="{_UNSEEN}">{html.escape(figure.words())}</span>'
 
     for control in controls.values():
         control.observe(redraw, names="value")
@@ -78,11 +81,13 @@ def panel(draw: Callable[..., Picture], controls: Mapping[str, ipywidgets.Widget
     parts = [ipywidgets.VBox(list(controls.values()))]
     if help:
         parts.append(ipywidgets.HTML(f"<i>{help}</i>"))
-    box = ipywidgets.VBox([*parts, message, picture])
+    box = ipywidgets.VBox([*parts, words, message, picture])
     PANELS.append(box)
     return box
 
 
+# In a page for screen readers, and only for them.
+_UNSEEN = "position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap"
 _LOOK = {"layout": {"width": "34em"}, "style": {"description_width": "9em"}}
 
 

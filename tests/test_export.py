@@ -459,17 +459,40 @@ def test_a_layer_that_is_used_twice_keeps_its_bias_because_it_cannot_suit_both_p
     assert torch.equal(aligned.conv.bias, model.conv.bias) and not torch.equal(aligned.once.bias, model.once.bias)
 
 
-def test_flatten_is_known_as_a_module_a_function_and_a_method():
-    class Flat(nn.Module):
-        def __init__(self, flatten):
-            super().__init__()
-            self.conv, self.flatten, self.last = nn.Conv2d(1, 2, 3), flatten, nn.Linear(200, 3)
+class Flat(nn.Module):
+    def __init__(self, flatten):
+        super().__init__()
+        self.conv, self.flatten, self.last = nn.Conv2d(1, 2, 3), flatten, nn.Linear(200, 3)
 
-        def forward(self, x):
-            return self.last(self.flatten(self.conv(x)))
+    def forward(self, x):
+        return self.last(self.flatten(self.conv(x)))
 
-    for flatten in (nn.Flatten(), lambda x: torch.flatten(x, 1), lambda x: x.flatten(1)):
-        assert [step.kind for step in fold(Flat(flatten), random_data(1, 12))] == ["image", "layer", "flatten", "layer"]
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        nn.Flatten(),
+        lambda x: torch.flatten(x, 1),
+        lambda x: x.flatten(1),
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.reshape(x.shape[0], x.shape[1] * 100),
+        lambda x: torch.reshape(x, (-1, 200)),
+    ],
+)
+def test_flatten_is_known_as_a_module_a_function_a_method_and_a_view(flatten):
+    assert [step.kind for step in fold(Flat(flatten), random_data(1, 12))] == ["image", "layer", "flatten", "layer"]
+
+
+@pytest.mark.parametrize(
+    "other, reason",
+    [
+        (lambda x: x.view(-1, 2, 200).mean(1), "view is not among the operations"),
+        (lambda x: x.view(1, -1), r"it cannot take images \(1, 12, 12\) \(.*mat1 and mat2 shapes cannot"),
+    ],
+)
+def test_a_view_that_does_anything_else_than_flatten_is_refused(other, reason):
+    with pytest.raises(ValueError, match=reason):
+        fold(Flat(other), random_data(1, 12))
 
 
 @pytest.mark.parametrize("kind", [nn.ReLU, nn.ReLU6])

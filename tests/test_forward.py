@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from qsal_helpers import SaliencyGuided, evaluate
 from qsal_helpers._forward import evaluation_mode, logits_of
+from qsal_helpers.data import ImageData, Split
+from qsal_helpers.training import cross_entropy
 
 
 def test_evaluation_mode_puts_every_module_back_also_after_an_error():
@@ -34,6 +37,16 @@ def test_the_error_of_a_view_that_the_layout_forbids_says_what_to_write_instead(
     with pytest.raises(RuntimeError, match="view size") as caught:
         logits_of(Viewing(nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), nn.Linear(144, 2)), x)
     assert "write x.flatten(1) instead of x.view(...)" in caught.value.__notes__[0]
+
+
+def test_labels_that_the_model_has_no_output_for_are_refused_by_whatever_compares_the_two():
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.zeros(2, 1, 2, 2), torch.tensor([0, 3])
+    split = Split(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), y)
+    data = ImageData("shapes", split, split, tuple("abcd"), (0.5,), (0.5,))
+    compares = [cross_entropy, SaliencyGuided(), SaliencyGuided(0.0), SaliencyGuided.as_published()]
+    for compare in [*compares, lambda model, x, y: evaluate(model, data)]:
+        with pytest.raises(ValueError, match="labels up to 3 need a model with 4 outputs; this one has 3"):
+            compare(model, x, y)
 
 
 @pytest.mark.parametrize("model", [nn.Identity(), nn.LSTM(2, 2)])

@@ -124,7 +124,8 @@ def stops(control):
 
 @pytest.mark.parametrize("make", [predictions, clips, alphas, methods, masks, files, networks])
 def test_a_figure_is_given_what_belongs_to_the_values_of_all_controls(make, monkeypatch):
-    drawn, blank = [], SimpleNamespace(take_places=lambda places: None, to_png=lambda compression: b"")
+    drawn = []
+    blank = SimpleNamespace(take_places=lambda places: None, to_png=lambda compression: b"", words=lambda: "")
     for name in dir(widgets):
         if name.startswith("plot_"):
             monkeypatch.setattr(widgets, name, lambda *given, name=name: drawn.append((name, given)) or blank)
@@ -366,6 +367,19 @@ def test_an_error_is_shown_with_the_picture_that_was_there_before_and_the_next_m
     )
     bits.value = 6
     assert not error_of(box) and box.children[-1].value != before
+
+
+def test_a_screen_reader_hears_what_the_picture_says_after_each_move():
+    box = widgets.prediction_panel(
+        np.zeros((1, 1, 8, 8), np.uint8),
+        [0],
+        {8: np.array([[0.75, 0.25]]), 2: np.array([[0.5, 0.5]])},
+        ["a<b", "shirt"],
+    )
+    words = box.children[-3]
+    assert 'role="status"' in words.value and "a&lt;b 75; shirt 25" in words.value
+    box.children[0].children[0].value = 2
+    assert "prediction with 2-bit weights" in words.value and "a&lt;b 50; shirt 50" in words.value
 
 
 def first_frame(objective):
