@@ -555,7 +555,12 @@ def _download(name: str, folder: Path) -> None:
             for file in _FULL_FILES[name]:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(temporary) / file, folder / file)
-    except (OSError, RuntimeError, DataDamaged) as error:
+    except (DataDamaged, DataNotFound) as error:
+        raise DataNotFound(
+            f"{name} could not be downloaded to {folder}: what came is incomplete or altered; try again later, or set "
+            "QSAL_DATA to a folder that holds it."
+        ) from error
+    except (OSError, RuntimeError) as error:
         raise DataNotFound(
             f"{name} could not be downloaded to {folder} ({first_line(error)}): check the internet connection, the "
             f"free space, and whether the folder may be written to, or set QSAL_DATA to a folder that holds it."
