@@ -42,7 +42,7 @@ from .guided import SaliencyGuided
 from .machine import _cores
 from .models import build_model
 from .quantization import SCHEMES, Precision, describe, quantize
-from .saliency import explained_classes, saliency_map
+from .saliency import device_of, explained_classes, saliency_map
 from .training import History, Objective, cross_entropy, evaluate, fit
 
 if TYPE_CHECKING:
@@ -218,6 +218,7 @@ def execute(run: Run, resume: str | os.PathLike | None = None, progress: bool = 
     """
     data = load_data(run.data, run.size)
     model, history = _train(run, data, resume, progress)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # where it was trained; `fit` puts it back
     rows = describe(model)
     record = {
         **_begun(run),
@@ -235,7 +236,7 @@ def execute(run: Run, resume: str | os.PathLike | None = None, progress: bool = 
         "alphas": _last_alphas(history),
         **measure(model, data, run.explained),
     }
-    return record, model
+    return record, model.cpu()
 
 
 def _train(run: Run, data: ImageData, resume: str | os.PathLike | None, progress: bool) -> tuple[nn.Module, History]:
@@ -269,7 +270,7 @@ def measure(model: nn.Module, data: ImageData, explained: int = 500) -> dict[str
     """
     check_whole(explained, "explained")
     images = data.test.images[:explained]
-    x = data.normalise(images)
+    x = data.normalise(images).to(device_of(model, images))
     with evaluation_mode(model), torch.inference_mode():
         probabilities = torch.cat([model(part).softmax(1) for part in x.split(250)])
     target = probabilities.argmax(1)
@@ -286,7 +287,7 @@ def measure(model: nn.Module, data: ImageData, explained: int = 500) -> dict[str
         found[f"{method}: gini"] = metrics.gini(maps)
         found[f"{method}: entropy"] = metrics.entropy(maps)
         if data.name in ("mnist", "fashion-mnist"):
-            mask = metrics.object_mask(images)
+            mask = metrics.object_mask(images).to(x.device)
             found[f"{method}: foreground mass"] = metrics.foreground_mass(maps, mask)
             found[f"{method}: pointing game"] = metrics.pointing_game(maps, mask)
     signed = saliency_map(model, x, target, absolute=False)
