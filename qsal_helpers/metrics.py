@@ -74,7 +74,38 @@ def deletion_auc(
     >>> deletion_auc(model, x, good, steps=4, fill=0.0) < deletion_auc(model, x, bad, steps=4, fill=0.0)
     tensor([True])
     """
-    return _area(model, x, maps, target, steps, fill, batch_size, return_curve, inserting=False)
+    maps = _check_maps(maps, x)
+    check_whole(steps, "steps", high=MOST_COPIES)
+    check_whole(batch_size, "batch_size")
+    check_flag(return_curve, "return_curve")
+    if not len(x):
+        return x.new_empty((0, steps + 1) if return_curve else 0, dtype=torch.float32)
+    home, device, finite = x.device, device_of(model, x), _finite(maps)
+    target = explained_classes(model, x, target, batch_size).to(device)
+    x, maps, pixels = x.to(device), maps.to(device), maps[0].numel()
+    deleted = torch.tensor([round(k * pixels / steps) for k in range(steps + 1)], device=device)
+    empty = _filled(x, fill)
+    order = maps.flatten(1).nan_to_num().argsort(dim=1, descending=True, stable=True)
+    position = order.argsort(dim=1).view(len(x), 1, *x.shape[2:])
+    # Pixels that hold the fill already change nothing: a step that touches only such pixels needs no forward pass.
+    differs = (x != empty).any(1).flatten(1).gather(1, order)
+    changed = F.pad(differs.cumsum(1), (1, 0))[:, deleted]
+    new = F.pad(changed[:, 1:] != changed[:, :-1], (1, 0), value=True)
+    found = []
+    with evaluating(model), torch.inference_mode():
+        for rows in new.flatten().nonzero()[:, 0].split(batch_size):
+            image, k = rows // len(deleted), rows % len(deleted)
+            replaced = position[image] < deleted[k].view(-1, 1, 1, 1)
+            perturbed = torch.where(replaced, empty[image], x[image])
+            logits = model(perturbed.to(memory_format=torch.channels_last))
+            if logits.shape[1] < 2:
+                raise ValueError(
+                    "the probability of the only class is always 1; give the model a logit for each of two"
+                )
+            found.append(logits.softmax(1).gather(1, target[image][:, None])[:, 0].float())
+    curve = torch.cat(found)[new.flatten().cumsum(0) - 1].view_as(changed).to(home)
+    curve = torch.where(finite[:, None], curve, math.nan)
+    return curve if return_curve else torch.trapezoid(curve, (deleted / pixels).to(curve), dim=1)
 
 
 def insertion_auc(
@@ -100,54 +131,17 @@ def insertion_auc(
     >>> insertion_auc(model, torch.ones(1, 1, 2, 2), maps, steps=4, fill=0.0, return_curve=True)
     tensor([[0.5000, 0.9820, 0.9820, 0.9820, 0.9820]])
     """
-    return _area(model, x, maps, target, steps, fill, batch_size, return_curve, inserting=True)
-
-
-def _area(
-    model: nn.Module,
-    x: Tensor,
-    maps: Tensor,
-    target: int | Tensor | None,
-    steps: int,
-    fill: str | float | Sequence[float] | Tensor,
-    batch_size: int,
-    return_curve: bool,
-    inserting: bool,
-) -> Tensor:
     maps = _check_maps(maps, x)
-    check_whole(steps, "steps", high=MOST_COPIES)
-    check_whole(batch_size, "batch_size")
-    check_flag(return_curve, "return_curve")
-    if not len(x):
-        return x.new_empty((0, steps + 1) if return_curve else 0, dtype=torch.float32)
-    home, device, finite = x.device, device_of(model, x), _finite(maps)
-    target = explained_classes(model, x, target, batch_size).to(device)
-    x, maps, pixels = x.to(device), maps.to(device), maps[0].numel()
-    deleted = torch.tensor([round(k * pixels / steps) for k in range(steps + 1)], device=device)
+    target = explained_classes(model, x, target, batch_size)
+    # To insert an image is to delete the empty one, with the image as its fill.
+    empty = _filled(x, fill) if len(x) else x
+    return deletion_auc(model, empty, maps, target, steps, x, batch_size, return_curve)
+
+
+def _filled(x: Tensor, fill: str | float | Sequence[float] | Tensor) -> Tensor:
+    """Return what is left of x when all its pixels are deleted, of the same shape."""
     named = {"black": black, "blur": blurred}.get(fill) if isinstance(fill, str) else None
-    empty = (named(x) if named else as_pixels(fill, x, "fill", "'black', 'blur', ")).expand_as(x)
-    before, after = (empty, x) if inserting else (x, empty)
-    order = maps.flatten(1).nan_to_num().argsort(dim=1, descending=True, stable=True)
-    position = order.argsort(dim=1).view(len(x), 1, *x.shape[2:])
-    # Pixels that hold the fill already change nothing: a step that touches only such pixels needs no forward pass.
-    differs = (before != after).any(1).flatten(1).gather(1, order)
-    changed = F.pad(differs.cumsum(1), (1, 0))[:, deleted]
-    new = F.pad(changed[:, 1:] != changed[:, :-1], (1, 0), value=True)
-    found = []
-    with evaluating(model), torch.inference_mode():
-        for rows in new.flatten().nonzero()[:, 0].split(batch_size):
-            image, k = rows // len(deleted), rows % len(deleted)
-            replaced = position[image] < deleted[k].view(-1, 1, 1, 1)
-            perturbed = torch.where(replaced, after[image], before[image])
-            logits = model(perturbed.to(memory_format=torch.channels_last))
-            if logits.shape[1] < 2:
-                raise ValueError(
-                    "the probability of the only class is always 1; give the model a logit for each of two"
-                )
-            found.append(logits.softmax(1).gather(1, target[image][:, None])[:, 0].float())
-    curve = torch.cat(found)[new.flatten().cumsum(0) - 1].view_as(changed).to(home)
-    curve = torch.where(finite[:, None], curve, math.nan)
-    return curve if return_curve else torch.trapezoid(curve, (deleted / pixels).to(curve), dim=1)
+    return (named(x) if named else as_pixels(fill, x, "fill", "'black', 'blur', ")).expand_as(x)
 
 
 def infidelity(
