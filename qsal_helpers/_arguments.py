@@ -12,6 +12,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,8 +68,7 @@ def check_path(path: str | os.PathLike) -> Path:
 def check_floats(x: Tensor, name: str) -> None:
     """Raise `TypeError` unless `x` is a floating-point tensor."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else _kind(x)
-        raise TypeError(f"{name} must be a floating-point tensor, as data.normalise makes them; got {kind}")
+        raise TypeError(f"{name} must be a floating-point tensor, as data.normalise makes them; got {described(x)}")
 
 
 def check_images(x: Tensor, name: str = "x") -> None:
@@ -84,6 +84,18 @@ def check_device(device: str | torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except Exception as error:  # torch raises a different kind for each way in which a device can be unusable
         raise ValueError(f"this machine has no device {device!r}: {first_line(error)}") from error
+
+
+def described(value: Any) -> str:
+    """Return the dtype and shape of a tensor or an array, and of anything else its type.
+
+    >>> described(torch.zeros(2, 3))
+    'float32 (2, 3)'
+    """
+    if not isinstance(value, Tensor | np.ndarray):
+        return _kind(value)
+    kind = "" if isinstance(value, Tensor) else "a NumPy array of "
+    return f"{kind}{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
 def first_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from ._arguments import check_device, check_flag, check_number, check_whole, first_line
+from ._arguments import check_device, check_flag, check_number, check_whole, described, first_line
 
 PADDING = 4  # pixels of black around an image before a random crop, as usual for CIFAR-10
 
@@ -121,9 +121,9 @@ class Split:
         if not _is(self.images, torch.uint8) or self.images.ndim != 4:
             floats = isinstance(self.images, torch.Tensor) and self.images.is_floating_point()
             how = ": floats from 0 to 1 become that by (255 * images).round().to(torch.uint8)" if floats else ""
-            raise ValueError(f"images must be uint8 (N, C, H, W), got {_describe(self.images)}{how}.")
+            raise ValueError(f"images must be uint8 (N, C, H, W), got {described(self.images)}{how}.")
         if not _is(self.labels, torch.int64) or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"labels must be int64 ({len(self.images)},), got {_describe(self.labels)}.")
+            raise ValueError(f"labels must be int64 ({len(self.images)},), got {described(self.labels)}.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -227,7 +227,7 @@ class ImageData:
         (torch.Size([2, 1, 28, 28]), torch.float32)
         """
         if not _is(images, torch.uint8) or images.ndim != 4 or images.shape[1] != len(self.mean):
-            raise ValueError(f"normalise takes uint8 images (N, C, H, W), got {_describe(images)}.")
+            raise ValueError(f"normalise takes uint8 images (N, C, H, W), got {described(images)}.")
         return _normalise(images, *self._scale_and_shift(images.device))
 
     def pixels(self, x: torch.Tensor) -> torch.Tensor:
@@ -251,7 +251,7 @@ class ImageData:
         True
         """
         if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim != 4 or x.shape[1] != len(self.mean):
-            raise ValueError(f"pixels takes normalised images, float (N, C, H, W), got {_describe(x)}.")
+            raise ValueError(f"pixels takes normalised images, float (N, C, H, W), got {described(x)}.")
         mean = torch.tensor(self.mean, device=x.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=x.device).view(1, -1, 1, 1)
         return (x.float() * std + mean).clamp(0, 1)
@@ -417,7 +417,7 @@ def stratified_order(labels: np.ndarray, seed: int = 0) -> np.ndarray:
     array([5, 5])
     """
     if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be a NumPy array of integers, shape (N,), got {_describe(labels)}.")
+        raise ValueError(f"labels must be a NumPy array of integers, shape (N,), got {described(labels)}.")
     check_whole(seed, "seed", 0, 2**32 - 1)
     random = np.random.RandomState(seed)  # NumPy promises never to change the numbers this old class draws
     shuffled = random.permutation(len(labels))
@@ -590,10 +590,3 @@ def _as_split(dataset: object) -> Split:
 
 def _is(x: object, dtype: torch.dtype) -> bool:
     return isinstance(x, torch.Tensor) and x.dtype == dtype
-
-
-def _describe(x: object) -> str:
-    if not isinstance(x, (torch.Tensor, np.ndarray)):
-        return type(x).__name__
-    kind = "" if isinstance(x, torch.Tensor) else "a NumPy array of "
-    return f"{kind}{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"

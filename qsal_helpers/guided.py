@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import check_choice, check_flag, check_images, check_model, check_number, check_whole
+from ._arguments import check_choice, check_flag, check_images, check_model, check_number, check_whole, described
 from ._fills import black, blurred
 from ._forward import evaluation_mode, logits_of
 from ._random import random_state_kept
@@ -200,8 +200,7 @@ class SaliencyGuided:
         check_model(model)
         check_images(x, "x")
         if len(x) == 0 or not isinstance(y, Tensor) or y.shape != x.shape[:1]:
-            found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(f"x and y must hold the same images, at least one; got {tuple(x.shape)}, {found}")
+            raise ValueError(f"x and y must hold the same images, at least one; got {tuple(x.shape)}, {described(y)}")
         ratio = self.mask_ratio * min(1.0, self._calls / self.ramp_steps) if self.ramp_steps else self.mask_ratio
         self._calls += 1
         if ratio == 0:

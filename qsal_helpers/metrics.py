@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import check_flag, check_number, check_seed, check_whole
+from ._arguments import check_flag, check_number, check_seed, check_whole, described
 from ._fills import as_pixels, black, blurred
 from ._forward import logits_of
 from ._random import seeded
@@ -281,8 +281,7 @@ def object_mask(images: Tensor) -> Tensor:
     [[[0, 1], [1, 0]]]
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
-        kind = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"object_mask takes raw images, uint8 (N, C, H, W), not normalised ones; got {kind}")
+        raise TypeError(f"object_mask takes raw images, uint8 (N, C, H, W), not normalised; got {described(images)}")
     return (images > 0).any(1)
 
 
@@ -592,8 +591,7 @@ def _finite(maps: Tensor) -> Tensor:
 
 def _check_maps(maps: Tensor, x: Tensor | None = None) -> Tensor:
     if not isinstance(maps, Tensor) or not maps.is_floating_point() or maps.dim() != 3:
-        kind = f"{maps.dtype} {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
-        raise ValueError(f"maps must be floating point of shape (N, H, W); got {kind}")
+        raise ValueError(f"maps must be floating point of shape (N, H, W); got {described(maps)}")
     if x is not None and not isinstance(x, Tensor):
         raise TypeError(f"x must be images, float (N, C, H, W); got {type(x).__name__}")
     if x is not None and (x.dim() != 4 or (len(x), *x.shape[2:]) != tuple(maps.shape)):
@@ -609,5 +607,5 @@ def _check_pair(maps: Tensor, others: Tensor) -> None:
 def _check_mask(mask: Tensor, maps: Tensor) -> None:
     _check_maps(maps)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != maps.shape:
-        kind = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"mask must be bool of the maps' shape {tuple(maps.shape)}, as object_mask gives; got {kind}")
+        wanted = f"bool of the maps' shape {tuple(maps.shape)}, as object_mask gives"
+        raise ValueError(f"mask must be {wanted}; got {described(mask)}")
