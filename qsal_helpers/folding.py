@@ -16,7 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from ._arguments import check_model, first_line
 from .data import ImageData
-from .quantization import ALPHA_MIN, PACT, _has_zero, _refuse_overwriting, _Tracer, weight_codes
+from .quantization import PACT, _has_zero, _refuse_overwriting, _Tracer, weight_codes
 
 _IGNORED = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -155,7 +155,7 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         return "layer", _layer(module, target), {}
     if isinstance(module, PACT):
-        alpha = max(module.alpha.item(), ALPHA_MIN)
+        alpha = module.alpha.item()
         if module.bits == 32:
             return "clip", None, {"high": alpha}
         top = 2**module.bits - 1
