@@ -356,12 +356,10 @@ def _with_real_relus(model: nn.Module, x: Tensor) -> nn.Module:
             module.__class__, module.__dict__ = nn.Sequential, vars(pair)
     of_modules = set()
     note = lambda module, inputs, output: of_modules.add(output.grad_fn)
-    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.ReLU)]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in [m for m in model.modules() if isinstance(m, nn.ReLU)]:
+            hooks.enter_context(module.register_forward_hook(note))
         logits = model(x.detach().clone().requires_grad_())
-    finally:
-        for handle in handles:
-            handle.remove()
     relus = _nodes(logits.grad_fn, "ReluBackward0")
     if functions := relus - of_modules:
         raise ValueError(
@@ -377,12 +375,10 @@ def _with_real_relus(model: nn.Module, x: Tensor) -> nn.Module:
 def _calls_of(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
     """Give a list to which each of `modules` is added whenever it is called."""
     called: list[nn.Module] = []
-    handles = [m.register_forward_pre_hook(lambda module, inputs: called.append(module)) for m in modules]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(lambda module, inputs: called.append(module)))
         yield called
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _nodes(node: Any, name: str) -> set[Any]:
