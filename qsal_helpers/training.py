@@ -237,7 +237,7 @@ def fit(
             f"{sum(p.requires_grad for p in model.parameters())} parameters to train",
             f"images with the checksum {_checksum(data)}",
         ]
-    history, best_accuracy, best_state = History(), -1.0, _state(model)
+    history, best_accuracy, best_state = History(), -1.0, copy.deepcopy(model.state_dict())
     step = 0
     bar = tqdm(total=steps, disable=not progress, leave=False, unit="batch", desc=f"epoch 1/{epochs}")
     # An interrupt inside torch's own no_grad can leave gradients switched off; this switches them back.
@@ -297,7 +297,7 @@ def fit(
                 accuracy_kept, state = best_accuracy, best_state
                 longer = _with_epoch(history, model, mean_loss, accuracy, seconds)
                 if accuracy > best_accuracy or not len(held_out):
-                    longer.best_epoch, accuracy_kept, state = epoch, accuracy, _state(model)
+                    longer.best_epoch, accuracy_kept, state = epoch, accuracy, copy.deepcopy(model.state_dict())
                 # At one go, so that no interrupt finds the epoch in a part of them.
                 history, best_accuracy, best_state = longer, accuracy_kept, state
                 if resume is not None:
@@ -454,10 +454,6 @@ def _schedule(step: int, steps: int) -> float:
     if step <= warm_up:
         return step / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-
-def _state(model: nn.Module) -> dict[str, Any]:
-    return {name: copy.deepcopy(value) for name, value in model.state_dict().items()}
 
 
 def _with_epoch(history: History, model: nn.Module, loss: float, accuracy: float, seconds: float) -> History:
