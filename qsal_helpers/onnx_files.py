@@ -284,11 +284,9 @@ class _Writer:
             if options["high"] is None:
                 self.node("Relu", [source], name)
             else:
-                bounds = (
-                    self.constant("float_zero", np.float32(0)),
-                    self.constant(f"{name}.high", np.float32(options["high"])),
-                )
-                self.node("Clip", [source, *bounds], name)
+                low = self.constant("float_zero", np.float32(0))
+                high = self.constant(f"{name}.high", np.float32(options["high"]))
+                self.node("Clip", [source, low, high], name)
         elif step.kind == "add":
             self.node("Add", [self.real(source) for source in step.inputs], name)
         elif step.kind == "average_pool":
@@ -313,21 +311,16 @@ class _Writer:
             self.node("Conv", [source, weight, bias], name, strides=list(layer.stride), pads=padding)
 
     def _weight_and_bias(self, name: str, layer: Layer) -> tuple[str, str]:
-        if self.storage == "float32" or layer.bits == 32:
-            weight = self.constant(f"{name}.weight", layer.weight.astype(np.float32))
-            return weight, self.constant(f"{name}.bias", layer.bias.astype(np.float32))
         kernel = container_codes(layer) if self.storage == "int8" else None
-        if kernel is None:
-            weight = self._packed(name, layer)
-            return weight, self.constant(f"{name}.bias", layer.bias.astype(np.float32))
-        codes, scale = kernel
-        input_step = self.integer_inputs.get(name)
-        if input_step is None:
-            bias = self.constant(f"{name}.bias", layer.bias.astype(np.float32))
-        else:
-            codes, scale, steps = _int32_bias(codes, scale, layer.bias, input_step)
+        if kernel and name in self.integer_inputs:
+            input_step = self.integer_inputs[name]
+            codes, scale, steps = _int32_bias(*kernel, layer.bias, input_step)
             bias = self._dequantize(f"{name}.bias", steps, scale * input_step)
-        return self._dequantize(f"{name}.weight", codes, scale), bias
+            return self._dequantize(f"{name}.weight", codes, scale), bias
+        bias = self.constant(f"{name}.bias", layer.bias.astype(np.float32))
+        if self.storage == "float32" or layer.bits == 32:
+            return self.constant(f"{name}.weight", layer.weight.astype(np.float32)), bias
+        return self._dequantize(f"{name}.weight", *kernel) if kernel else self._packed(name, layer), bias
 
     def _packed(self, name: str, layer: Layer) -> str:
         container = {2: ml_dtypes.int2, 3: ml_dtypes.int4, 4: ml_dtypes.int4}.get(layer.bits, np.int8)
@@ -370,14 +363,11 @@ class _Writer:
             widths = np.array(step.options["widths"]).T.ravel()
             self.node("Pad", [tensor, self.constant(f"{name}.widths", widths.astype(np.int64))], name)
         else:
-            slices = [(s.start or 0, np.iinfo(np.int64).max if s.stop is None else s.stop, s.step or 1)
-                      for s in step.options["slices"]]  # fmt: skip
-            columns = np.array(slices, np.int64).T
-            names = [
-                self.constant(f"{name}.{what}", c) for what, c in zip(("starts", "ends"), columns[:2], strict=True)
-            ]
-            axes = self.constant(f"{name}.axes", np.arange(len(slices)))
-            self.node("Slice", [tensor, *names, axes, self.constant(f"{name}.steps", columns[2])], name)
+            end = np.iinfo(np.int64).max
+            slices = [(s.start or 0, end if s.stop is None else s.stop, s.step or 1) for s in step.options["slices"]]
+            starts, ends, steps = np.array(slices, np.int64).T
+            columns = {"starts": starts, "ends": ends, "axes": np.arange(len(slices)), "steps": steps}
+            self.node("Slice", [tensor, *(self.constant(f"{name}.{k}", v) for k, v in columns.items())], name)
         if scale is not None:
             self.integers[name] = (name, scale)
 
