@@ -392,7 +392,25 @@ def batches(
     check_flag(shuffle, "shuffle")
     check_flag(augment, "augment")
     device = split.images.device if device is None else check_device(device)
-    return _batches(split, data, batch_size, shuffle, generator, device, augment)
+
+    def run() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # apart, so that the checks above are made at the call
+        home = split.images.device
+        # All random numbers of the pass are drawn and moved here: a copy in every step would hold a GPU up.
+        order = torch.randperm(len(split), generator=generator).to(home) if shuffle else None
+        if augment:
+            corners = torch.randint(2 * PADDING + 1, (2, len(split)), generator=generator).to(home)
+            share = 0.5 if data.mirror else 0
+            mirrored = (torch.rand(len(split), generator=generator) < share).to(home)
+        scale, shift = data._scale_and_shift(device)
+        for start in range(0, len(split), batch_size):
+            here = slice(start, start + batch_size)
+            rows = here if order is None else order[here]
+            images, y = split.images[rows], split.labels[rows]
+            if augment:
+                images = _crop_and_mirror(images, corners[:, here], mirrored[here])
+            yield _normalise(images.to(device), scale, shift), y.to(device)
+
+    return run()
 
 
 def stratified_order(labels: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -426,32 +444,6 @@ def stratified_order(labels: np.ndarray, seed: int = 0) -> np.ndarray:
         members = shuffled[labels[shuffled] == label]
         position[members] = (np.arange(len(members)) + 0.5) / len(members)
     return np.lexsort((random.permutation(len(labels)), position))
-
-
-def _batches(
-    split: Split,
-    data: ImageData,
-    batch_size: int,
-    shuffle: bool,
-    generator: torch.Generator | None,
-    device: torch.device,
-    augment: bool,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    home = split.images.device
-    # All random numbers of the pass are drawn and moved here: a copy in every step would hold a GPU up.
-    order = torch.randperm(len(split), generator=generator).to(home) if shuffle else None
-    if augment:
-        corners = torch.randint(2 * PADDING + 1, (2, len(split)), generator=generator).to(home)
-        share = 0.5 if data.mirror else 0
-        mirrored = (torch.rand(len(split), generator=generator) < share).to(home)
-    scale, shift = data._scale_and_shift(device)
-    for start in range(0, len(split), batch_size):
-        here = slice(start, start + batch_size)
-        rows = here if order is None else order[here]
-        images, y = split.images[rows], split.labels[rows]
-        if augment:
-            images = _crop_and_mirror(images, corners[:, here], mirrored[here])
-        yield _normalise(images.to(device), scale, shift), y.to(device)
 
 
 def _normalise(images: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
