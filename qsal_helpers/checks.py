@@ -220,6 +220,13 @@ def still_running() -> bool:
     return any(thread.name == THREAD for thread in threading.enumerate())
 
 
+def _given(answer: Any) -> Any:
+    """Return `answer`; raise `_NotDone` if there is none."""
+    if answer is None or answer is Ellipsis:
+        raise _NotDone
+    return answer
+
+
 def expect_tensor(answer: Any, like: Tensor, what: str) -> Tensor:
     """Return `answer` if it is a tensor of the shape of `like`; raise what is wrong with it otherwise.
 
@@ -228,9 +235,7 @@ def expect_tensor(answer: Any, like: Tensor, what: str) -> Tensor:
     >>> expect_tensor(torch.ones(2), like=torch.zeros(2), what="the sum").tolist()
     [1.0, 1.0]
     """
-    if answer is None or answer is Ellipsis:
-        raise _NotDone
-    if not isinstance(answer, Tensor):
+    if not isinstance(_given(answer), Tensor):
         raise _Wrong(f"{what} should be a tensor, but your function returned {type(answer).__name__}.")
     if answer.shape != like.shape:
         raise _Wrong(f"{what} should have shape {tuple(like.shape)}, but has {tuple(answer.shape)}.")
@@ -264,15 +269,28 @@ def expect_number(answer: Any, what: str) -> float:
     >>> expect_number(torch.tensor(2.0), what="the sum")
     2.0
     """
-    if answer is None or answer is Ellipsis:
-        raise _NotDone
-    if isinstance(answer, Tensor | np.ndarray) and math.prod(answer.shape) == 1:
+    if isinstance(_given(answer), Tensor | np.ndarray) and math.prod(answer.shape) == 1:
         answer = answer.item()
     if isinstance(answer, bool) or not isinstance(answer, Real):  # Real, for NumPy has numbers of its own
         raise _Wrong(f"{what} should be one number, but your function returned {reprlib.repr(answer)}.")
     if not math.isfinite(answer):
         raise _Wrong(f"{what} is {answer}: is something divided by zero, or a logarithm taken of 0 or less?")
     return float(answer)
+
+
+def known_fault(answer: float | Tensor, faults: dict[str, float | Tensor], tolerance: float = 1e-4) -> str:
+    """Return the first sentence in `faults` whose wrong result is `answer`, up to a relative `tolerance`; else "".
+
+    Put what is right in front, with the sentence "", where an answer may come so near to it.
+
+    Examples
+    --------
+    >>> known_fault(6.0, {"This is the sum.": 5.0, "This is the product.": 6.0})
+    'This is the product.'
+    """
+    doubled = lambda value: torch.as_tensor(value, dtype=torch.float64)
+    near = lambda wrong: (doubled(answer) - wrong).norm() <= tolerance * wrong.norm()
+    return next((sentence for sentence, wrong in faults.items() if near(doubled(wrong))), "")
 
 
 # ---------------------------------------------------------------- lesson 00
@@ -294,15 +312,14 @@ def check_number_of_levels(student: Callable[[int], int]) -> bool:
             if answer == 2**bits:
                 continue
             says = f"For {bits} bit{'s' if bits > 1 else ''} your function says {answer:g}."
-            if answer == 2 * bits:
-                raise _Wrong(f"{says} Each further bit doubles the count; it does not add 2 to it.")
-            if answer == bits**2:
-                raise _Wrong(f"{says} You took bits to the power of 2; it is the other way round.")
-            if answer == 2 ^ bits:
-                raise _Wrong(f'{says} In Python ^ is not "to the power of"; write **.')
-            if answer == 2**bits - 1:
-                raise _Wrong(f"{says} One is missing: 1 bit can be 0 or 1, which are two numbers.")
-            raise _Wrong(f"{says} Count by hand: 1 bit can be 0 or 1; 2 bits can be 00, 01, 10 or 11.")
+            faults = {
+                "Each further bit doubles the count; it does not add 2 to it.": 2 * bits,
+                "You took bits to the power of 2; it is the other way round.": bits**2,
+                'In Python ^ is not "to the power of"; write **.': 2 ^ bits,
+                "One is missing: 1 bit can be 0 or 1, which are two numbers.": 2**bits - 1,
+            }
+            advice = "Count by hand: 1 bit can be 0 or 1; 2 bits can be 00, 01, 10 or 11."
+            raise _Wrong(f"{says} {known_fault(answer, faults) or advice}")
 
     words = table(["bits", "words"], [[b, " ".join(f"{i:0{b}b}" for i in range(2**b))] for b in (1, 2, 3)])
     return grade("number_of_levels", student, test, "Write down all the words of 1, 2 and 3 bits, and count.", words)
@@ -325,21 +342,23 @@ def check_agreement(student: Callable[[Tensor, Tensor], float]) -> bool:
         if abs(answer - 0.6) < 1e-5 and abs(of_four - 0.75) < 1e-5:
             return
         says = f"3 of 5 images get the same class, so the agreement is 0.6; your function says {answer:g}."
-        if abs(answer - 3) < 1e-5:
-            raise _Wrong(f"{says} That is how many agree; divide by how many there are.")
-        if abs(answer - 0.4) < 1e-5:
-            raise _Wrong(f"{says} That is the fraction that disagrees.")
-        if abs(answer - (a.argmin(1) == b.argmin(1)).float().mean().item()) < 1e-5:
-            raise _Wrong(f"{says} You compared the places of the smallest outputs; the class is that of the largest.")
+        faults = {
+            "That is how many agree; divide by how many there are.": 3,
+            "That is the fraction that disagrees.": 0.4,
+            "You compared the places of the smallest outputs; the class is that of the largest.": (
+                (a.argmin(1) == b.argmin(1)).float().mean()
+            ),
+            "Give a fraction from 0 to 1, not percent.": 60,
+            "You compared the outputs themselves; compare the classes: the largest of each row.": (
+                (a == b).float().mean()
+            ),
+            "You took the largest of each column; each row is an image, so use argmax(1).": (
+                (a.argmax(0) == b.argmax(0)).float().mean()
+            ),
+        }
         if abs(answer - 0.6) < 1e-5:
             raise _Wrong("For other images your function says something wrong: use the tensors that it is given.")
-        if abs(answer - 60) < 1e-3:
-            raise _Wrong(f"{says} Give a fraction from 0 to 1, not percent.")
-        if abs(answer - (a == b).float().mean().item()) < 1e-5:
-            raise _Wrong(f"{says} You compared the outputs themselves; compare the classes: the largest of each row.")
-        if abs(answer - (a.argmax(0) == b.argmax(0)).float().mean().item()) < 1e-5:
-            raise _Wrong(f"{says} You took the largest of each column; each row is an image, so use argmax(1).")
-        raise _Wrong(says)
+        raise _Wrong(f"{says} {known_fault(answer, faults)}".rstrip())
 
     classes = zip(a.tolist(), b.tolist(), a.argmax(1).tolist(), b.argmax(1).tolist(), strict=True)
     rows = [[*row, "yes" if row[2] == row[3] else "no"] for row in classes]
@@ -395,23 +414,24 @@ def _name_the_fault_of_a_grid(case: str, x: Tensor, answer: Tensor, bits: int, l
     step = (high - low) / (2**bits - 1)
     codes = (quantize_uniform(x, bits, low, high) - low) / step
     levels, inside = len(answer.unique()), (x >= low) & (x <= high)
-    if torch.allclose(answer, x, atol=1e-5):
-        raise _Wrong(f"{case} the values come back unchanged.")
-    if torch.allclose(answer, x.clamp(low, high), atol=1e-5):
-        raise _Wrong(f"{case} the values are clipped, but not rounded.")
-    if torch.allclose(answer, codes, atol=1e-4):
-        raise _Wrong(f"{case} you return the number of the level, 0, 1, 2, ...; turn it back into a value.")
-    if torch.allclose(answer, codes * step, atol=1e-4):
-        raise _Wrong(f"{case} every value is off by low: what was subtracted before rounding must be added after it.")
-    if low and torch.allclose(answer, (x.clamp(low, high) / step).round() * step, atol=1e-4):
-        raise _Wrong(f"{case} your levels are counted from 0: subtract low before you round, and add it after.")
-    if low and torch.allclose(answer, codes * step - low, atol=1e-4):
-        raise _Wrong(
-            f"{case} low is subtracted at the end, too: what was subtracted before rounding must be added after."
-        )
     above_low = x.clamp(low, high) - low
-    if any(torch.allclose(answer, low + step * c, atol=1e-4) for c in ((above_low / step).ceil(), above_low // step)):
-        raise _Wrong(f"{case} take the nearest level, torch.round, not the one below or above.")
+    faults = {
+        "": low + codes * step,
+        "the values come back unchanged.": x,
+        "the values are clipped, but not rounded.": x.clamp(low, high),
+        "you return the number of the level, 0, 1, 2, ...; turn it back into a value.": codes,
+        "every value is off by low: what was subtracted before rounding must be added after it.": codes * step,
+        "your levels are counted from 0: subtract low before you round, and add it after.": (
+            (x.clamp(low, high) / step).round() * step
+        ),
+        "low is subtracted at the end, too: what was subtracted before rounding must be added after.": (
+            codes * step - low
+        ),
+        "take the nearest level, torch.round, not the one above.": low + step * (above_low / step).ceil(),
+        "take the nearest level, torch.round, not the one below.": low + step * (above_low // step),
+    }
+    if fault := known_fault(answer, faults):
+        raise _Wrong(f"{case} {fault}")
     if bool((answer > high + 1e-4).any() or (answer < low - 1e-4).any()):
         raise _Wrong(f"{case} some values lie outside the range from low to high: clip before you round.")
     if levels < 2**bits:
@@ -626,23 +646,23 @@ def check_alpha_gradient(student: Callable[[Tensor, float, Tensor], Tensor]) -> 
             says = f"{case} your function returns {number:g}, should be {wanted:g}."
             felt = ["yes" if c else "no" for c in clipped.flatten()]
             rows = list(zip(x.flatten().tolist(), grad.flatten().tolist(), felt, strict=True))
-            others = {
-                clipped.sum().item(): "You counted the clipped inputs; add up what `grad` holds at them.",
-                grad[x > alpha].sum().item(): "An input that equals alpha is missing: it counts as clipped.",
-                grad[x <= alpha].sum().item(): "You added over the inputs up to alpha; it is those from alpha on.",
-                (grad[x > alpha].sum() + grad[x == alpha].sum() / 2).item(): "An input that equals alpha counts half; "
-                "it counts as clipped, wholly.",
-                x[clipped].sum().item(): "You added up the inputs; add up `grad`.",
-                grad[~clipped].sum().item(): "You added over the inputs below alpha; those do not feel alpha.",
-                grad[(x > 0) & (x < alpha)].sum().item(): "That is where the slope by x is 1; alpha is felt elsewhere.",
-                grad.sum().item(): "You added over all inputs; only the clipped ones feel alpha.",
-                -wanted: "The sign is wrong: raising alpha raises a clipped output.",
-                (grad * clipped).mean().item(): "That is the mean; the contributions add up.",
-                grad[clipped].mean().item(): "That is the mean; the contributions add up.",
+            faults = {
+                "You counted the clipped inputs; add up what `grad` holds at them.": clipped.sum(),
+                "An input that equals alpha is missing: it counts as clipped.": grad[x > alpha].sum(),
+                "You added over the inputs up to alpha; it is those from alpha on.": grad[x <= alpha].sum(),
+                "An input that equals alpha counts half; it counts as clipped, wholly.": (
+                    grad[x > alpha].sum() + grad[x == alpha].sum() / 2
+                ),
+                "You added up the inputs; add up `grad`.": x[clipped].sum(),
+                "You added over the inputs below alpha; those do not feel alpha.": grad[~clipped].sum(),
+                "That is where the slope by x is 1; alpha is felt elsewhere.": grad[(x > 0) & (x < alpha)].sum(),
+                "You added over all inputs; only the clipped ones feel alpha.": grad.sum(),
+                "The sign is wrong: raising alpha raises a clipped output.": -wanted,
+                "That is the mean; the contributions add up.": (grad * clipped).mean(),
+                "That is the mean over the clipped inputs; the contributions add up.": grad[clipped].mean(),
             }
-            reason = next((text for other, text in others.items() if abs(number - other) < 1e-5), "")
             with _showing(table(["x", "grad", "x >= alpha"], rows)):
-                raise _Wrong(f"{says} {reason}".rstrip())
+                raise _Wrong(f"{says} {known_fault(number, faults)}".rstrip())
 
     hint = "which inputs have x >= alpha? Add up grad there."
     return grade("alpha_gradient", student, test, hint)
@@ -667,21 +687,19 @@ def check_steps_to_shrink(student: Callable[[float, float, float, float], float]
             says = (
                 f"From {start:g} to {end:g} with lr={lr:g} and decay={decay:g} your function says {answer:.4g} steps."
             )
-            if abs(answer - 10 * wanted) <= 0.1 * wanted:
-                raise _Wrong(f"{says} That is ten times too many: momentum 0.9 makes every step ten times as long.")
-            if abs(answer - (start - end) / (10 * lr * decay)) <= 0.01 * answer:
-                raise _Wrong(f"{says} You let alpha lose the same amount each step; it loses the same fraction.")
-            if abs(answer - (start - end) / (10 * lr * decay * start)) <= 0.01 * answer:
-                raise _Wrong(f"{says} You kept the first step's loss; as alpha shrinks, it loses less and less.")
-            if abs(answer - wanted / math.log(10)) <= 0.01 * wanted:
-                raise _Wrong(f"{says} You took the logarithm to base 10; exp needs the natural one, math.log.")
-            if abs(answer + wanted) <= 0.01 * wanted:
-                raise _Wrong(f"{says} A number of steps is positive: turn the fraction in the logarithm over.")
-            if abs(answer - wanted / math.log(2)) <= 0.01 * wanted:
-                raise _Wrong(f"{says} You took the logarithm to base 2; exp needs the natural one, math.log.")
-            if math.isclose(answer, wanted * (10 * lr * decay) ** 2 / 100, rel_tol=1e-3):
-                raise _Wrong(f"{says} Only 10 divides there: put 10 * lr * weight_decay in brackets.")
-            raise _Wrong(f"{says} It takes about {wanted:.0f}.")
+            by_step = 10 * lr * decay
+            faults = {
+                "That is ten times too many: momentum 0.9 makes every step ten times as long.": 10 * wanted,
+                "You let alpha lose the same amount each step; it loses the same fraction.": (start - end) / by_step,
+                "You kept the first step's loss; as alpha shrinks, it loses less and less.": (
+                    (start - end) / (by_step * start)
+                ),
+                "You took the logarithm to base 10; exp needs the natural one, math.log.": wanted / math.log(10),
+                "A number of steps is positive: turn the fraction in the logarithm over.": -wanted,
+                "You took the logarithm to base 2; exp needs the natural one, math.log.": wanted / math.log(2),
+                "Only 10 divides there: put 10 * lr * weight_decay in brackets.": wanted * by_step**2 / 100,
+            }
+            raise _Wrong(f"{says} {known_fault(answer, faults, 0.01) or f'It takes about {wanted:.0f}.'}")
 
     hint = "after n steps alpha is about start * exp(-10 * lr * decay * n): set it to end and solve for n."
     shown = table(["steps", "alpha"], [[n, 10 * math.exp(-10 * 0.05 * 5e-4 * n)] for n in range(0, 10_001, 2500)])
@@ -897,16 +915,10 @@ def _name_the_fault(
     start: str, answer: Tensor, wanted: Tensor, faults: dict[str, Tensor], tolerance: float = 1e-3
 ) -> None:
     """Raise the sentence of the fault that gives `answer`, unless it is about what is wanted."""
-
-    def near(other: Tensor) -> bool:
-        return bool((answer - other).norm() <= tolerance * other.norm())
-
-    if near(wanted):
-        return
-    for sentence, outcome in faults.items():
-        if near(outcome):
-            with _showing(beside(answer, wanted)):
-                raise _Wrong(f"{start} {sentence}")
+    fault = known_fault(answer, {"": wanted} | faults, tolerance)
+    if fault:
+        with _showing(beside(answer, wanted)):
+            raise _Wrong(f"{start} {fault}")
 
 
 # ---------------------------------------------------------------- lesson 04
@@ -1005,23 +1017,22 @@ def check_divergence(student: Callable[[Tensor, Tensor], Tensor]) -> bool:
         says = f"The divergence should be {wanted:.4f}; your function says {number:.4f}."
         log_p, log_q = logits.log_softmax(1), masked.log_softmax(1)
         faults = {
-            terms(masked, logits).sum(1).mean().item(): "The two predictions have changed places.",
-            each.sum().item(): "That is the sum over the images; take their mean.",
-            each.mean().item() / 3: "Sum over the classes before you take the mean over the images.",
-            terms(logits, masked, over=0).sum(1).mean().item(): "Your softmax runs over the images; use dimension 1.",
-            (log_p - log_q).sum(1).mean().item(): "The logarithms are not weighted by p.",
-            -(log_p.exp() * log_q).sum(1).mean().item(): "That is the cross-entropy of p and q: log p is missing.",
-            (log_p.exp() * (logits - masked)).sum(1).mean().item(): "These are logits: take log_softmax first.",
-            (log_p * (log_p - log_q)).sum(1).mean().item(): "The weight is p, not log p: log_p.exp() is p.",
-            (log_p.exp() * (log_p - log_q.exp())).sum(1).mean().item(): "The logarithm of q is missing.",
-            -wanted: "The sign is turned round: a divergence is never below 0.",
-            -terms(masked, logits).sum(1).mean().item(): "The weight is q; p, of the whole image, is the reference.",
-            wanted / math.log(2): "That is in bits: for nats take the natural logarithm.",
-            wanted / math.log(10): "Take the natural logarithm, not that to base 10.",
+            "The two predictions have changed places.": terms(masked, logits).sum(1).mean(),
+            "That is the sum over the images; take their mean.": each.sum(),
+            "Sum over the classes before you take the mean over the images.": wanted / 3,
+            "Your softmax runs over the images; use dimension 1.": terms(logits, masked, over=0).sum(1).mean(),
+            "The logarithms are not weighted by p.": (log_p - log_q).sum(1).mean(),
+            "That is the cross-entropy of p and q: log p is missing.": -(log_p.exp() * log_q).sum(1).mean(),
+            "These are logits: take log_softmax first.": (log_p.exp() * (logits - masked)).sum(1).mean(),
+            "The weight is p, not log p: log_p.exp() is p.": (log_p * (log_p - log_q)).sum(1).mean(),
+            "The logarithm of q is missing.": (log_p.exp() * (log_p - log_q.exp())).sum(1).mean(),
+            "The sign is turned round: a divergence is never below 0.": -wanted,
+            "The weight is q; p, of the whole image, is the reference.": -terms(masked, logits).sum(1).mean(),
+            "That is in bits: for nats take the natural logarithm.": wanted / math.log(2),
+            "Take the natural logarithm, not that to base 10.": wanted / math.log(10),
         }
         if abs(number - wanted) > 1e-4:
-            reason = next((text for other, text in faults.items() if abs(number - other) < 1e-4), "")
-            raise _Wrong(f"{says} {reason}".rstrip())
+            raise _Wrong(f"{says} {known_fault(number, faults)}".rstrip())
         of_three = expect_number(student(logits[:3], masked[:3]), "The divergence")
         if abs(of_three - each[:3].mean().item()) > 1e-4:
             raise _Wrong("With three images your function says something wrong: use the tensors that it is given.")
@@ -1104,10 +1115,10 @@ def check_guided_loss(student: Callable[[nn.Module, Tensor, Tensor, float, float
         if abs(number - wanted.item()) > 1e-4:
             if abs(number - expect_number(student(model, x.clone(), y.clone(), ratio, weight), "The loss")) > 1e-6:
                 raise _Wrong('Your loss differs from call to call: give mask_least_salient the fill "mean".')
-            reason = next((text for text, other in faults.items() if abs(number - other.item()) < 1e-4), "")
             row = [cross_entropy.item(), weight, divergence.item(), wanted.item()]
             with _showing(table(["cross-entropy", "weight", "divergence", "loss"], [row])):
-                raise _Wrong(f"The loss should be {row[-1]:.4f}; your function says {number:.4f}. {reason}".rstrip())
+                says = f"The loss should be {row[-1]:.4f}; your function says {number:.4f}."
+                raise _Wrong(f"{says} {known_fault(number, faults)}".rstrip())
         follows = {
             who: cross_entropy + weight * kl(log_p, log_q)
             for who, log_p, log_q in (("masked", whole.detach(), masked), ("whole", whole, masked.detach()))
@@ -1174,17 +1185,17 @@ def check_plain_steps(student: Callable[[int, int, int], float]) -> bool:
                 continue
             says = f"For {forward} forward, {to_input} to the input, {full} full your function says {answer:.3g}."
             faults = {
-                3 * wanted: "That is in units; a plain step has 3 of them, so divide by 3.",
-                (forward + to_input + full) / 2: "A full backward pass costs 2 units, not 1.",
-                (forward + to_input + full) / 3: "A full backward pass costs 2 units, not 1.",
-                (forward + 2 * to_input + 2 * full) / 3: "A backward pass to the input alone costs 1 unit, not 2.",
-                (forward + 2 * full) / 3: "The backward passes to the input are missing.",
-                forward + to_input + 2 * full / 3: "Only the last term is divided by 3: put the sum in brackets.",
-                round(wanted): "You rounded to a whole number: leave the fraction.",
-                wanted // 1: "You divided by //, which drops the fraction: divide by /.",
+                "You rounded to a whole number: leave the fraction.": round(wanted),
+                "You divided by //, which drops the fraction: divide by /.": wanted // 1,
+                "That is in units; a plain step has 3 of them, so divide by 3.": 3 * wanted,
+                "A full backward pass costs 2 units, so a plain step has 3.": (forward + to_input + full) / 2,
+                "A full backward pass costs 2 units, not 1.": (forward + to_input + full) / 3,
+                "A backward pass to the input alone costs 1 unit, not 2.": (forward + 2 * to_input + 2 * full) / 3,
+                "The backward passes to the input are missing.": (forward + 2 * full) / 3,
+                "Only the last term is divided by 3: put the sum in brackets.": forward + to_input + 2 * full / 3,
             }
-            reason = next((text for other, text in faults.items() if abs(answer - other) < 1e-2), "")
-            raise _Wrong(f"{says} {reason or 'Add up units: 1, 1 and 2 a pass; divide by the 3 of a plain step.'}")
+            advice = "Add up units: 1, 1 and 2 a pass; divide by the 3 of a plain step."
+            raise _Wrong(f"{says} {known_fault(answer, faults, 0.003) or advice}")
 
     shown = table(["pass", "units"], [["forward", 1], ["to the input", 1], ["full backward", 2], ["a plain step", 3]])
     return grade(
@@ -1229,9 +1240,7 @@ def check_combined(student: Callable[..., nn.Module]) -> bool:
 
     def test() -> None:
         given = copy.deepcopy(start)
-        answer = student(given, data, "w4a2", 0.75, 3, 20)
-        if answer is None or answer is Ellipsis:
-            raise _NotDone
+        answer = _given(student(given, data, "w4a2", 0.75, 3, 20))
         if not isinstance(answer, nn.Module):
             kind = type(answer).__name__
             raise _Wrong(f"Return the trained model; your function returned {kind}. (fit trains its model in place.)")
@@ -1305,27 +1314,27 @@ def check_pareto_front(student: Callable[[Tensor], Tensor]) -> bool:
             with _showing(shown):
                 says = f"For {case}:"
                 largest = (scores == scores.amax(0)).any(1)
-                if torch.equal(answer, ~wanted):
-                    raise _Wrong(f"{says} That is the other way round: these are the rows that are beaten.")
+                as_good, above = scores[:, None] >= scores[None], scores[:, None] > scores[None]
+                largest = (scores == scores.amax(0)).any(1)
                 if torch.equal(answer, largest) and not answer[wanted].all():
                     raise _Wrong(
                         f"{says} You keep the best of each column, and lose the good compromises between them."
                     )
-                above = scores[:, None] > scores[None]
-                if torch.equal(answer, ~above.any(-1).any(0)):
-                    raise _Wrong(f"{says} To beat a row, another must also be at least as good everywhere.")
-                if torch.equal(answer, ~above.all(-1).any(0)):
-                    raise _Wrong(
-                        f"{says} You ask for better everywhere. Better in one column and equal in others beats."
-                    )
-                if torch.equal(answer, ~beats.any(1)):
-                    raise _Wrong(f"{says} These rows beat no other; those are asked for that no other row beats.")
-                if torch.equal(answer, ~(scores[:, None] >= scores[None]).all(-1).fill_diagonal_(False).any(0)):
-                    raise _Wrong(f"{says} Equal rows do not beat each other: what beats must also be better somewhere.")
-                if not answer.any():
-                    raise _Wrong(f"{says} Every row is as good as itself: what beats must also be better somewhere.")
-                if answer.all():
-                    raise _Wrong(f"{says} Nothing is ever beaten; but {rows[int((~wanted).nonzero()[0])]} is.")
+                faults = {
+                    "That is the other way round: these are the rows that are beaten.": ~wanted,
+                    "To beat a row, another must also be at least as good everywhere.": ~above.any(-1).any(0),
+                    "You ask for better everywhere. Better in one column and equal in others beats.": (
+                        ~above.all(-1).any(0)
+                    ),
+                    "These rows beat no other; those are asked for that no other row beats.": ~beats.any(1),
+                    "Equal rows do not beat each other: what beats must also be better somewhere.": (
+                        ~as_good.all(-1).fill_diagonal_(False).any(0)
+                    ),
+                    "Every row is as good as itself: what beats must also be better somewhere.": 0 * wanted,
+                    f"Nothing is ever beaten; but {rows[int((~wanted).nonzero()[0])]} is.": torch.ones(len(rows)),
+                }
+                if fault := known_fault(answer, faults):
+                    raise _Wrong(f"{says} {fault}")
                 row = int((answer != wanted).nonzero()[0])
                 if wanted[row]:
                     raise _Wrong(
@@ -1373,16 +1382,10 @@ def check_half_width(student: Callable[[Tensor, float], float]) -> bool:
             if math.isclose(answer, wanted, rel_tol=1e-4):
                 continue
             with _showing(table(["n", "s", "t", "yours", "should be"], [[n, s, t, answer, wanted]])):
-                _say_which(faults, answer, says, wanted)
+                advice = f"it should be {wanted:.4f}; yours is {answer:.4f}."
+                raise _Wrong(f"{says}, {known_fault(answer, faults) or advice}")
 
     return grade("half_width", student, test, "values.std() is s and len(values) is n; the formula stands above.")
-
-
-def _say_which(faults: dict[str, float], answer: float, says: str, wanted: float) -> None:
-    for sentence, wrong in faults.items():
-        if math.isclose(answer, wrong, rel_tol=1e-4):
-            raise _Wrong(f"{says}, {sentence}")
-    raise _Wrong(f"{says} it should be {wanted:.4f}; yours is {answer:.4f}.")
 
 
 def check_paired_t(student: Callable[[Tensor, Tensor], float]) -> bool:
@@ -1425,7 +1428,8 @@ def check_paired_t(student: Callable[[Tensor, Tensor], float]) -> bool:
                 [[d.mean().item(), d.std().item(), n, answer, wanted]],
             )
             with _showing(shown):
-                _say_which(faults, answer, says, wanted)
+                advice = f"it should be {wanted:.4f}; yours is {answer:.4f}."
+                raise _Wrong(f"{says}, {known_fault(answer, faults) or advice}")
 
     return grade("paired_t", student, test, "d = a - b; then its mean, divided by d.std() / sqrt(n).")
 
@@ -1468,16 +1472,12 @@ def check_holm(student: Callable[[Tensor], Tensor]) -> bool:
                 .values.clamp(max=1),
                 "nothing was corrected.": p,
             }
-            shown = table(
-                ["p", "yours", "should be"], list(zip(numbers, answer.tolist(), wanted.tolist(), strict=True))
-            )
             if torch.allclose(answer, wanted, atol=1e-6):
                 continue
-            with _showing(shown):
-                for sentence, wrong in faults.items():
-                    if torch.allclose(answer, wrong, atol=1e-6):
-                        raise _Wrong(f"For p = {numbers}: {sentence}")
-                raise _Wrong(f"For p = {numbers} your values are not Holm's.")
+            rows = list(zip(numbers, answer.tolist(), wanted.tolist(), strict=True))
+            with _showing(table(["p", "yours", "should be"], rows)):
+                fault = known_fault(answer, faults, 1e-5) or "your values are not Holm's."
+                raise _Wrong(f"For p = {numbers}: {fault}")
 
     hint = "sort; multiply by m, m - 1, ..., 1; cummax(0).values; clamp at 1; put back into the order given."
     return grade("my_holm", student, test, hint)
@@ -1550,9 +1550,7 @@ def check_fold_batch_norm(
         with torch.no_grad():
             weight, bias, bn = _convolution_and_batch_norm()
             given = copy.deepcopy(bn)
-            answer = student(weight.clone(), bias.clone(), given)
-            if answer is None or answer is Ellipsis:
-                raise _NotDone
+            answer = _given(student(weight.clone(), bias.clone(), given))
             if not isinstance(answer, tuple | list) or len(answer) != 2:
                 raise _Wrong("Return two tensors, the new weight and the new bias: return new_weight, new_bias.")
             new_weight = expect_tensor(answer[0], weight, "the new weight")
@@ -1679,9 +1677,8 @@ def check_pack_four(student: Callable[[Tensor], Tensor]) -> bool:
             for four, mine, w in zip(fours, answer, wanted, strict=True)
         ]
         with _showing(table(["numbers", "yours", "should be"], rows)):
-            for sentence, outcome in faults.items():
-                if torch.equal(answer.int() & 255, outcome & 255) and not torch.equal(wanted, outcome & 255):
-                    raise _Wrong(f"There is one number a byte, but {sentence}")
+            if fault := known_fault(answer.int() & 255, {what: wrong & 255 for what, wrong in faults.items()}):
+                raise _Wrong(f"There is one number a byte, but {fault}")
             for four, mine, right in zip(fours, answer.tolist(), wanted.tolist(), strict=True):
                 if mine != right:
                     raise _Wrong(f"{four} should become {right:08b} ({right}); your byte is {mine}.")
