@@ -300,7 +300,7 @@ def plot_history(history: History) -> Picture:
     panels = 3 if history.alphas else 2
     figure, axes = new_figure(1, panels, height=3.2)
     epochs = np.arange(1, history.epochs + 1)
-    loss, accuracy = axes[0, 0], axes[0, 1]
+    loss, accuracy, *alphas = axes[0]
     loss.plot(epochs, history.loss, "o-", color=COLOURS["plain"])
     loss.set(title="Training loss", xlabel="epoch", ylabel="loss (nats)")
     accuracy.plot(epochs, np.multiply(history.validation_accuracy, 100), "o-", color=COLOURS["plain"])
@@ -308,14 +308,13 @@ def plot_history(history: History) -> Picture:
         accuracy.axvline(history.best_epoch, color=COLOURS["random"], linestyle="--", label="weights kept")
         accuracy.legend(loc="lower right")
     accuracy.set(title="Validation accuracy", xlabel="epoch", ylabel="correct (%)")
-    if history.alphas:
+    for ax in alphas:
         for i, (name, values) in enumerate(history.alphas.items()):
-            axes[0, 2].plot(
-                epochs, values, "o-", label=name, color=matplotlib.colormaps["viridis"](i / len(history.alphas))
-            )
-        axes[0, 2].set(title="PACT's clips", xlabel="epoch", ylabel="alpha", ylim=(0, None))
+            colour = matplotlib.colormaps["viridis"](i / len(history.alphas))
+            ax.plot(epochs, values, "o-", label=name, color=colour)
+        ax.set(title="PACT's clips", xlabel="epoch", ylabel="alpha", ylim=(0, None))
         if len(history.alphas) <= 6:
-            axes[0, 2].legend(fontsize=10)
+            ax.legend(fontsize=10)
     for ax in axes.flat:
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     return figure
@@ -375,11 +374,11 @@ def plot_answer(x: np.ndarray, answer: np.ndarray, wanted: np.ndarray) -> Pictur
     >>> x = np.linspace(-1, 1, 99)
     >>> figure = plot_answer(x, x, x.round())
     """
-    figure, axes = new_figure(width=6, height=2.8)
-    axes[0, 0].plot(x, wanted, color=COLOURS["data"], linewidth=6, label="should be")
-    axes[0, 0].plot(x, answer, color=COLOURS["w2a2"], label="yours")
-    axes[0, 0].set(title="Your answer", xlabel="x", ylabel="value")
-    axes[0, 0].legend()
+    figure, [[ax]] = new_figure(width=6, height=2.8)
+    ax.plot(x, wanted, color=COLOURS["data"], linewidth=6, label="should be")
+    ax.plot(x, answer, color=COLOURS["w2a2"], label="yours")
+    ax.set(title="Your answer", xlabel="x", ylabel="value")
+    ax.legend()
     return figure
 
 
@@ -516,8 +515,8 @@ def plot_decibels(bits: Sequence[int], measured: dict[str, Sequence[float]]) -> 
     --------
     >>> figure = plot_decibels([2, 3], {"uniform": [9.5, 16.9]})
     """
-    figure, axes = new_figure(height=4)
-    ax, bits = axes[0, 0], np.asarray(bits)
+    figure, [[ax]] = new_figure(height=4)
+    bits = np.asarray(bits)
     ax.plot(bits, 20 * np.log10(2.0**bits - 1), color="black", linewidth=2, label="theory, uniform signal")
     colours = [COLOURS["data"], COLOURS["accent"], COLOURS["mixed-4/2"]]
     for (name, values), colour, marker in zip(measured.items(), colours, "os^", strict=False):
@@ -544,10 +543,10 @@ def plot_clipping(
     >>> clips = np.array([0.5, 1.0])
     >>> figure = plot_clipping(np.linspace(-1, 1, 99), 2, 0.5, clips, clips**2 / 27, np.array([0.04, 0.0]))
     """
-    figure, axes = new_figure(1, 2)
-    _draw_weights(axes[0, 0], w, np.linspace(-clip, clip, 2**bits))
-    _draw_errors(axes[0, 1], clips, rounding, clipping, clip)
-    _set_titles(axes[0], f"{2**bits} levels up to ±{clip:.2f}", f"Error at {bits} bits")
+    figure, [[counts, errors]] = new_figure(1, 2)
+    _draw_weights(counts, w, np.linspace(-clip, clip, 2**bits))
+    _draw_errors(errors, clips, rounding, clipping, clip)
+    _set_titles((counts, errors), f"{2**bits} levels up to ±{clip:.2f}", f"Error at {bits} bits")
     return figure
 
 
@@ -589,12 +588,12 @@ def plot_channels(largest: np.ndarray, errors: dict[str, np.ndarray]) -> Picture
     >>> figure = plot_channels(np.array([1.0, 2.0]), {"one scale": np.ones(2), "a scale a channel": np.ones(2) / 2})
     """
     order = np.argsort(largest)
-    figure, axes = new_figure(1, 2)
-    axes[0, 0].bar(range(len(largest)), largest[order], color=COLOURS["data"], width=1)
-    axes[0, 0].set(title="Channels differ in size", xlabel="channel, the smallest first", ylabel="largest |weight|")
+    figure, [[sizes, each]] = new_figure(1, 2)
+    sizes.bar(range(len(largest)), largest[order], color=COLOURS["data"], width=1)
+    sizes.set(title="Channels differ in size", xlabel="channel, the smallest first", ylabel="largest |weight|")
     for (name, values), colour, marker in zip(errors.items(), (COLOURS["accent"], "black"), "o^", strict=False):
-        axes[0, 1].semilogy(values[order], marker, color=colour, markersize=5, label=name)
-    axes[0, 1].set(title="Error of each", xlabel="channel, the smallest first", ylabel="mean squared error")
+        each.semilogy(values[order], marker, color=colour, markersize=5, label=name)
+    each.set(title="Error of each", xlabel="channel, the smallest first", ylabel="mean squared error")
     _legend_below(figure)
     return figure
 
@@ -639,9 +638,8 @@ def plot_bars(values: dict[str, float], title: str, ylabel: str, reference: floa
     ax.margins(y=0.12 if reference is None else 0.25)
     ax.tick_params(axis="x", labelsize=10)
     if reference is not None:
-        ax.axhline(
-            reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.5, label=f"float network {reference:.1f}"
-        )
+        label = f"float network {reference:.1f}"
+        ax.axhline(reference, color=COLOURS["fp32"], linestyle="--", linewidth=1.5, label=label)
         ax.legend(loc="upper right")
     ax.grid(False, axis="x")
     ax.set(title=title, ylabel=ylabel)
@@ -663,19 +661,19 @@ def plot_bits(w: np.ndarray, quantized: np.ndarray, bits: int, accuracies: dict[
     >>> w = np.linspace(-1, 1, 99)
     >>> figure = plot_bits(w, w.round(), 2, {2: 0.3, 3: 0.8})
     """
-    figure, axes = new_figure(1, 3)
+    figure, [[counts, errors, line]] = new_figure(1, 3)
     largest, levels = float(np.abs(quantized).max()), 2**bits - 1
-    _draw_weights(axes[0, 0], w, np.linspace(-largest, largest, levels))
-    axes[0, 0].set_title(f"{bits} bits: {len(np.unique(quantized))} of {levels} levels in use", fontsize=13)
+    _draw_weights(counts, w, np.linspace(-largest, largest, levels))
+    counts.set_title(f"{bits} bits: {len(np.unique(quantized))} of {levels} levels in use", fontsize=13)
     error = np.ravel(np.subtract(quantized, w))
     widest = float(np.abs(w).max()) / 2
-    axes[0, 1].hist(error, bins=81, range=(-widest, widest), histtype="stepfilled", color=COLOURS["accent"])
-    axes[0, 1].locator_params(axis="x", nbins=4)
-    axes[0, 1].set(title=f"error: {np.sqrt(np.mean(error**2)):.4f} rms", xlabel="quantized - weight", ylabel="how many")
-    axes[0, 2].plot(list(accuracies), [100 * a for a in accuracies.values()], "o-", color=COLOURS["random"])
-    axes[0, 2].plot(bits, 100 * accuracies[bits], "o", color=COLOURS["w2a2"], markersize=12)
-    axes[0, 2].set(title=f"accuracy: {accuracies[bits]:.1%}", xlabel="bits", ylabel="test accuracy (%)", ylim=(0, 100))
-    axes[0, 2].invert_xaxis()
+    errors.hist(error, bins=81, range=(-widest, widest), histtype="stepfilled", color=COLOURS["accent"])
+    errors.locator_params(axis="x", nbins=4)
+    errors.set(title=f"error: {np.sqrt(np.mean(error**2)):.4f} rms", xlabel="quantized - weight", ylabel="how many")
+    line.plot(list(accuracies), [100 * a for a in accuracies.values()], "o-", color=COLOURS["random"])
+    line.plot(bits, 100 * accuracies[bits], "o", color=COLOURS["w2a2"], markersize=12)
+    line.set(title=f"accuracy: {accuracies[bits]:.1%}", xlabel="bits", ylabel="test accuracy (%)", ylim=(0, 100))
+    line.invert_xaxis()
     return figure
 
 
@@ -1106,11 +1104,10 @@ def plot_method(image: np.ndarray, saliency: np.ndarray, deletion: dict[str, np.
     >>> curves = {"gradient": np.array([1.0, 0.1]), "random": np.array([1.0, 0.4])}
     >>> figure = plot_method(np.zeros((8, 8), np.uint8), np.eye(8), curves, "gradient")
     """
-    figure, axes = new_figure(1, 3, height=3.4, width_ratios=(1, 1, 1.4))
-    _draw_image(axes[0, 0], image)
-    _draw_map(axes[0, 1], saliency)
-    _set_titles(axes[0], "image", title)
-    ax = axes[0, 2]
+    figure, [[original, shown, ax]] = new_figure(1, 3, height=3.4, width_ratios=(1, 1, 1.4))
+    _draw_image(original, image)
+    _draw_map(shown, saliency)
+    _set_titles((original, shown), "image", title)
     for (name, curve), style in zip(deletion.items(), series_styles(deletion), strict=True):
         x = np.linspace(0, 100, len(curve))
         ax.plot(x, np.multiply(curve, 100), label=name.replace("_", " "), markersize=5, **style)
@@ -1188,8 +1185,8 @@ def plot_byte(codes: Sequence[int], bits: int) -> Picture:
     """
     if len(codes) * bits != 8:
         raise ValueError(f"a byte holds {8 // bits} numbers of {bits} bits; got {len(codes)}")
-    figure, axes = new_figure(height=2.5)
-    ax, byte = axes[0, 0], 0
+    figure, [[ax]] = new_figure(height=2.5)
+    byte = 0
     colours = [COLOURS[name] for name in ("data", "guided", "mixed-4/2", "accent")]
     for place, code in enumerate(codes):
         field = int(code) & (2**bits - 1)
@@ -1218,11 +1215,10 @@ def plot_widths(widths: dict[str, dict[str, int]]) -> Picture:
     --------
     >>> figure = plot_widths({"worst case": {"conv1": 19, "fc1": 15}, "seen": {"conv1": 17, "fc1": 10}})
     """
-    figure, axes = new_figure(height=3.8)
-    ax, share = axes[0, 0], 0.8 / len(widths)
-    for i, ((name, layers), colour) in enumerate(
-        zip(widths.items(), ("random", "w4a4", "guided", "w2a2"), strict=False)
-    ):
+    figure, [[ax]] = new_figure(height=3.8)
+    share = 0.8 / len(widths)
+    colours = ("random", "w4a4", "guided", "w2a2")
+    for i, ((name, layers), colour) in enumerate(zip(widths.items(), colours, strict=False)):
         places = np.arange(len(layers)) + (i - (len(widths) - 1) / 2) * share
         ax.bar(places, list(layers.values()), share, color=COLOURS[colour], label=name)
         for place, bits in zip(places, layers.values(), strict=True):
@@ -1259,8 +1255,8 @@ def plot_file(parts: dict[str, tuple[int, int]], size: int) -> Picture:
         owners[start : start + length] = number
     palette = [COLOURS[name] for name in ("random", "accent", "w2a2", "mixed-4/2", "data", "guided", "w4a4")]
     palette = (palette + palette[1:] * (len(parts) // 6 + 1))[: len(parts) + 1]
-    figure, axes = new_figure(height=4.2)
-    ax, colours = axes[0, 0], matplotlib.colors.ListedColormap(palette)
+    figure, [[ax]] = new_figure(height=4.2)
+    colours = matplotlib.colors.ListedColormap(palette)
     grid = owners.reshape(-1, columns)
     ax.imshow(grid, cmap=colours, vmin=-0.5, vmax=len(parts) + 0.5, aspect="auto", extent=(0, columns, len(grid), 0))
     ax.grid(False)
@@ -1288,9 +1284,8 @@ def plot_costs(panels: dict[str, dict[str, dict[str, float]]]) -> Picture:
     """
     figure, axes = new_figure(1, len(panels), height=4.2, sharey=True)
     for ax, (title, networks) in zip(axes[0], panels.items(), strict=True):
-        for i, ((name, costs), marker, colour) in enumerate(
-            zip(networks.items(), "os^D", METHOD_COLOURS.values(), strict=False)
-        ):
+        looks = zip(networks.items(), "os^D", METHOD_COLOURS.values(), strict=False)
+        for i, ((name, costs), marker, colour) in enumerate(looks):
             ratios = [cost / costs["fp32"] for cost in costs.values()]
             places = np.arange(len(costs)) + 0.22 * (i - (len(networks) - 1) / 2)  # side by side, or one hides another
             ax.plot(ratios, places, marker, color=colour, markersize=8, label=name)
@@ -1455,14 +1450,14 @@ def plot_training_now(images: np.ndarray, frames: Sequence[Frame], steps: int) -
     >>> frame = Frame(1, 1, np.ones((2, 8, 8)), np.zeros((2, 8, 8), bool), {"cross_entropy": 2.3})
     >>> figure = plot_training_now(np.zeros((2, 1, 8, 8), np.uint8), [frame], steps=10)
     """
-    figure, axes = new_figure(1, 2, width=10, height=3.2, width_ratios=(1.5, 1))
+    figure, [[pictures, ax]] = new_figure(1, 2, width=10, height=3.2, width_ratios=(1.5, 1))
     # Places by hand: a layout that is computed anew for each frame costs more time, and lets the picture jump.
     figure.set_layout_engine("none")
-    axes[0, 0].set_position((0.01, 0.03, 0.56, 0.86))
-    axes[0, 1].set_position((0.66, 0.17, 0.32, 0.72))
-    _draw_rgb(axes[0, 0], frame_tiles(images, frames[-1]))
-    axes[0, 0].set_title(f"epoch {frames[-1].epoch}: maps, and the pixels that stay")
-    ax, at = axes[0, 1], [frame.step for frame in frames]
+    pictures.set_position((0.01, 0.03, 0.56, 0.86))
+    ax.set_position((0.66, 0.17, 0.32, 0.72))
+    _draw_rgb(pictures, frame_tiles(images, frames[-1]))
+    pictures.set_title(f"epoch {frames[-1].epoch}: maps, and the pixels that stay")
+    at = [frame.step for frame in frames]
     for name, marker in (("cross_entropy", "o"), ("divergence", "s"), ("loss", "o")):
         if name in frames[-1].terms:
             colour = COLOURS["guided" if name == "divergence" else "plain"]
