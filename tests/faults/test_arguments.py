@@ -100,6 +100,7 @@ def image_data(number=12):
 
 FLOAT = Net().eval()
 QUANTIZED = quantization.quantize(Net(), "w4a4").eval()
+torch.manual_seed(0)
 NAMED = models.build_model("lenet5", image_size=16)
 X, MAPS, OTHERS = random(3, 1, 16, 16), random(3, 16, 16), random(3, 16, 16, seed=1)
 MASK = MAPS > 0.5
