@@ -90,8 +90,12 @@ def test_the_build_on_binder_fails_where_the_install_fails(tmp_path):
     assert run_with_failing_pip("binder/postBuild", tmp_path).returncode == 3
 
 
-def test_binder_starts_what_it_was_asked_to_start():
-    assert (ROOT / "binder/start").read_text().endswith('exec "$@"\n')
+def test_binder_starts_what_it_was_asked_to_start_with_two_threads():
+    say = [sys.executable, "-c", "import os, sys; print(sys.argv[1:], os.environ['OMP_NUM_THREADS']); sys.exit(3)"]
+    command = [shutil.which("bash"), "binder/start", *say, "two words", "*"]
+    outside = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    answer = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (3, "['two words', '*'] 2\n")
 
 
 @pytest.mark.parametrize("target", sorted(set(re.search(r"\.PHONY: (.+)", MAKEFILE)[1].split()) - {"help"}))
