@@ -130,8 +130,8 @@ class SaliencyGuided:
     each other over five seeds and four precisions. "loss" and `detach_clean` are there for their cost: a step measured
     2.27 plain steps on "cnn" and 2.03 on ResNet-20, as published 2.96 and 2.74 (``benchmarks/RESULTS.md``). The last
     three choices follow from what the terms should mean. ``python -m benchmarks.guided_choices`` sets the whole beside
-    the published procedure, over five seeds of clothes; on digits the published one has the better map, mostly because
-    it ranks by the logit's gradient (lesson 06).
+    the published procedure, over five seeds of clothes; on digits the published one has the better map, and "logit"
+    helps the default a little there, for a loss on clothes (lesson 06).
 
     Parameters
     ----------
