@@ -41,7 +41,8 @@ def lively(quantized=False, dropout=0.3):
     torch.manual_seed(0)
     model = Lively(dropout)
     if quantized:
-        model = quantize(model, "w4a4", alpha=1.0)
+        with pytest.warns(UserWarning, match="^unused of Lively stay in float"):
+            model = quantize(model, "w4a4", alpha=1.0)
     return model.double().train()
 
 

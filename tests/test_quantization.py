@@ -641,7 +641,8 @@ def test_torchvisions_resnet18_is_converted_and_its_shared_relus_stay_shared():
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
-    model = quantize(resnet18(num_classes=5), "w4a2").eval()
+    with pytest.warns(UserWarning, match=r"^layer4\.1\.conv2 \(2 bits\) of ResNet read more bits"):
+        model = quantize(resnet18(num_classes=5), "w4a2").eval()
     assert not any(isinstance(m, nn.ReLU) for m in model.modules())
     weights, activations = bits_of(model)
     assert weights == [8] + 19 * [4] + [8]
@@ -652,7 +653,8 @@ def test_torchvisions_resnet18_is_converted_and_its_shared_relus_stay_shared():
 def test_an_own_network_is_converted_in_its_order_of_execution_with_one_alpha_for_a_shared_relu():
     net = OwnNet().train()
     net.second.eval()
-    model = quantize(net, Precision(4, 2, first=6, last=5))
+    with pytest.warns(UserWarning, match=r"^second \(2 bits\) of OwnNet read more bits"):
+        model = quantize(net, Precision(4, 2, first=6, last=5))
     assert (model.first.weight_bits, model.second.weight_bits, model.head.weight_bits) == (6, 4, 5)
     assert model.relu is model.also_relu and model.relu.bits == 5  # the largest of its uses
     assert model.training and not model.second.training
@@ -709,9 +711,9 @@ def test_fp32_gives_an_equal_copy():
 
 def test_a_converted_layer_computes_with_its_quantized_weight_and_its_own_options():
     conv = nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2, padding_mode="circular").double()
-    net = nn.Sequential(nn.Conv2d(1, 4, 1), conv, nn.Flatten(), nn.Linear(54, 2)).double()
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), conv, nn.ReLU(), nn.Flatten(), nn.Linear(54, 2)).double()
     for scheme in SCHEMES:
-        layer = quantize(net, "w2a2", scheme)[1]
+        layer = quantize(net, "w2a2", scheme)[2]
         reference = copy.deepcopy(conv)
         reference.weight.data = quantize_weight(conv.weight.detach(), 2, scheme)
         x = seeded(2, 4, 6, 6)
@@ -880,7 +882,8 @@ def test_describe_counts_lenet5_as_one_does_by_hand():
 
 
 def test_packed_bytes_are_rounded_up():
-    model = quantize(nn.Sequential(*(nn.Linear(n, m, bias=False) for n, m in ((2, 3), (3, 1), (1, 2)))), "w3a3")
+    layers = (nn.Linear(n, m, bias=False) for n, m in ((2, 3), (3, 1), (1, 2)))
+    model = quantize(nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU()))), "w3a3")
     assert [row["packed_bytes"] for row in describe(model, (2,))] == [6, 2, 2]  # 3 weights of 3 bits are 9 bits
 
 
@@ -1212,7 +1215,7 @@ def test_weights_that_no_quantizer_reaches_are_warned_of_by_name():
 
 
 def test_layers_that_stay_in_float_inside_a_module_of_torch_are_warned_of_by_name():
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 2))
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.TransformerEncoderLayer(8, 2, 16), nn.ReLU(), nn.Linear(8, 2))
     with pytest.warns(UserWarning, match=r"2\.linear1, 2\.linear2 of Sequential stay in float"):
         quantized = quantize(model, "w4a4")
     assert type(quantized[2].linear1) is nn.Linear and quantized[0].weight_bits == 8
@@ -1398,7 +1401,8 @@ def test_calibrate_refuses_a_float_model_and_an_empty_batch():
 def test_a_conv_behind_a_float_stem_reads_float_numbers():
     stem = nn.Sequential(nn.ConvTranspose2d(3, 8, 2), nn.SiLU())
     model = nn.Sequential(stem, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
-    with pytest.warns(UserWarning, match=r"1 \(8 bits\) of Sequential read float numbers"):
+    in_float = pytest.warns(UserWarning, match=r"^0\.0 of Sequential stay in float")
+    with in_float, pytest.warns(UserWarning, match=r"^1 \(8 bits\) of Sequential read float numbers"):
         small = quantize(model, "w4a4")
     assert describe(small, (3, 8, 8))[0]["activation_bits"] == 32
 

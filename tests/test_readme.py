@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import qsal_helpers
@@ -49,7 +50,8 @@ def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(tmp_pat
 
     three_lines, with_a_twin, own = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf8"), re.DOTALL)
     names = {}
-    exec(three_lines.replace("epochs=5", "epochs=1"), names)
+    with pytest.warns(UserWarning, match=r"^layer4\.1\.conv2 \(4 bits\) of ResNet read more bits"):
+        exec(three_lines.replace("epochs=5", "epochs=1"), names)
 
     layers = [m for m in names["model"].modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert [layer.weight_bits for layer in layers] == [8] + [4] * (len(layers) - 2) + [8]
@@ -57,7 +59,8 @@ def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(tmp_pat
     assert names["history"].epochs == 1
     assert names["objective"].mask_ratio == 0.5
 
-    exec(with_a_twin.replace("epochs=5", "epochs=1"), names)
+    with pytest.warns(UserWarning, match=r"^layer4\.1\.conv2 \(2 bits\) of ResNet read more bits"):
+        exec(with_a_twin.replace("epochs=5", "epochs=1"), names)
     bits = [m.weight_bits for m in names["small"].modules() if hasattr(m, "weight_bits")]
     assert bits == [8] + [2] * (len(layers) - 2) + [8]
     start, end = names["twin"].state_dict()["conv1.weight"], names["small"].state_dict()["conv1.weight"]
