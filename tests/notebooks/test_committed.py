@@ -4,7 +4,7 @@ import re
 
 import nbformat
 import pytest
-from lessons import WIDGET_VIEW, differing, lessons, notebook_of, pictures
+from lessons import WIDGET_VIEW, differing, lessons, notebook_of, pictures, read_source
 
 PATHS = [notebook_of(source) for source in lessons()]
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~])/(home|root|work|tmp|Users|usr|opt|mnt|private|var)/\w|\b[A-Z]:\\\w")
@@ -27,6 +27,12 @@ def printed(path):
 
 def test_notebooks_and_sources_are_in_step():
     assert differing() == []
+
+
+@pytest.mark.parametrize("source", lessons(), ids=lambda path: path.stem)
+def test_a_source_read_in_another_process_gives_its_cells_the_ids_that_the_notebook_has(source):
+    ids = lambda notebook: [cell.id for cell in notebook.cells]
+    assert ids(read_source(source)) == ids(nbformat.read(notebook_of(source), as_version=4))
 
 
 @each_notebook

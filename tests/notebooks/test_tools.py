@@ -94,11 +94,6 @@ def test_cleaned_notebook_keeps_figures_and_drops_widgets_progress_bars_and_the_
     assert [len(cell.outputs) for cell in cleaned.cells[1:]] == [0, 1, 1, 0]
 
 
-def test_reading_a_source_twice_gives_the_same_bytes(tmp_path):
-    path = lesson(tmp_path)
-    assert nbformat.writes(read_source(path)) == nbformat.writes(read_source(path))
-
-
 def test_editing_a_cell_leaves_the_ids_of_the_others_alone(tmp_path):
     before = [cell.id for cell in read_source(lesson(tmp_path)).cells]
     after = [cell.id for cell in read_source(lesson(tmp_path, draw=DEAD)).cells]
