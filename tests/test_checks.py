@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lessons import SOURCES, read_source
+from shared import solutions
 
 import qsal_helpers
 from qsal_helpers import SaliencyGuided, checks, fit, quantize, quantize_uniform
@@ -454,10 +455,8 @@ def grade(name, answer, capsys):
 
 def solution(lesson, function):
     """Return the function that stands in the lesson's folded solution."""
-    text = "\n".join(cell.source for cell in read_source(SOURCES / f"{lesson}.py").cells)
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"def {function}(" in block]
     namespace = {**vars(qsal_helpers), "torch": torch, "math": math}
-    exec(code, namespace)
+    exec(solutions(read_source(SOURCES / f"{lesson}.py"))[function], namespace)
     return namespace[function]
 
 

@@ -14,6 +14,7 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import one_sentence
 from stand_in import lay_out_as_torchvision
 
 from qsal_helpers import data as data_module
@@ -33,13 +34,6 @@ def numbered(number, channels=1, side=4):
     split = Split(images, torch.arange(number))
     mean, std = (0.3, 0.4, 0.5)[:channels], (0.2, 0.25, 0.3)[:channels]
     return ImageData("numbered", split, split, tuple(map(str, range(number))), mean, std)
-
-
-def one_sentence(caught):
-    """The message of a caught exception, after a check that it is one sentence on one line."""
-    message = str(caught.value)
-    assert message.endswith(".") and "\n" not in message
-    return message
 
 
 # --- what comes with the package ---

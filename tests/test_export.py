@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from shared import random_data
 from torch import nn
 from torchvision.models import resnet18
 
@@ -36,15 +37,6 @@ from qsal_helpers.export import (
 from qsal_helpers.folding import fold
 from qsal_helpers.onnx_files import _has_vnni
 from qsal_helpers.quantization import PACT, QuantConv2d, QuantLinear, calibrate, describe, weight_codes
-
-
-def random_data(channels=1, side=16, number=12, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(256, (number, channels, side, side), generator=generator, dtype=torch.uint8)
-    split = Split(images, torch.arange(number) % 10)
-    return ImageData(
-        "random", split, split, tuple("abcdefghij"), (0.49, 0.42, 0.45)[:channels], (0.2, 0.3, 0.25)[:channels]
-    )
 
 
 def stirred(model, seed=0):
@@ -826,9 +818,8 @@ def bare_python(tmp_path_factory):
 
 
 def test_the_readme_s_model_becomes_a_2_bit_file_that_runs_without_torch(bare_python, tmp_path):
-    images = torch.randint(256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    split = Split(images, torch.arange(40) % 10)
-    data = ImageData("cifar10", split, split, tuple("abcdefghij"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    data = random_data(3, 32, 40)
+    images = data.train.images
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match=r"^layer4\.1\.conv2 .* read more bits"):
         model = quantize(resnet18(num_classes=10), "w2a2")

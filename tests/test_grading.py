@@ -11,6 +11,7 @@ import time
 import nbformat
 import pytest
 from lessons import lessons, read_source
+from shared import solutions
 
 from qsal_helpers import checks, grading
 from qsal_helpers.grading import EXERCISES, NotALesson, grade_notebook, needed, statements_of
@@ -21,13 +22,6 @@ STUB = re.compile(r"^def (\w+)\(.*: \.\.\.$", re.MULTILINE)
 def lesson(number):
     (source,) = lessons(number)
     return read_source(source)
-
-
-def solutions(notebook):
-    """Return the solutions that stand folded in a lesson: the function's name -> its code."""
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    return {name: block for block in blocks for name in re.findall(r"^def (\w+)\(", block, re.MULTILINE)}
 
 
 def answered(number, **answers):

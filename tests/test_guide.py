@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 from lessons import NOTEBOOKS, ROOT, lessons, notebook_of, read_source
+from shared import text_of
 
 GUIDE = (NOTEBOOKS / "README.md").read_text(encoding="utf8")
 GLOSSARY = (NOTEBOOKS / "GLOSSARY.md").read_text(encoding="utf8")
@@ -22,7 +23,7 @@ each_lesson = pytest.mark.parametrize("source", lessons(), ids=lambda path: path
 
 @functools.cache
 def text(source):
-    return "\n\n".join(cell.source for cell in read_source(source).cells if cell.cell_type == "markdown")
+    return text_of(read_source(source))
 
 
 def sections(source):

@@ -1,4 +1,5 @@
 import copy
+import functools
 import itertools
 import math
 import warnings
@@ -8,16 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import normal, on_each_device
 from torch import nn
 
 from qsal_helpers import SaliencyGuided, build_model, fit, load_data, mask_least_salient, quantize
 from qsal_helpers.guided import FILLS, RANKINGS, least_salient
 
-DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-
-
-def images(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+images = functools.partial(normal, dtype=torch.float64)
 
 
 class Lively(nn.Module):
@@ -216,7 +214,7 @@ def straightforward(model, objective, x, y, detach):
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("fill", ["uniform", "black"])
 @pytest.mark.parametrize("rank_by", RANKINGS)
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 def test_loss_and_all_gradients_equal_the_two_branch_formula(quantized, detach, fill, rank_by, device):
     model, (x, y) = lively(quantized).to(device), (tensor.to(device) for tensor in batch())
     objective = SaliencyGuided(0.4, weight=0.7, fill=fill, rank_by=rank_by, detach_clean=detach)

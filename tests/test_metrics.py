@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from shared import normal as random
+from shared import short_sentence
 from skimage.metrics import structural_similarity
 from torch import nn
 from torch.nn.utils import prune
@@ -37,10 +39,6 @@ ONE_MAP = {"gini": gini, "entropy": entropy}
 TWO_MAPS = {"rank_correlation": rank_correlation, "top_k_overlap": top_k_overlap, "ssim": ssim}
 
 
-def random(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 class TwoClasses(nn.Module):
     """Class 0's probability is sigmoid(sum(weight * x)): curves are known in closed form."""
 
@@ -66,11 +64,6 @@ def convolutional(channels=1, precision="fp32", side=12):
             nn.Linear(6 * side * side, 5),
         )
     return quantize(model, precision).eval()
-
-
-def one_sentence(caught):
-    message = str(caught.value)
-    assert "\n" not in message and 20 < len(message) < 300
 
 
 # --- deletion and insertion ---
@@ -246,7 +239,7 @@ def test_object_pixels_are_those_that_are_not_black_in_any_channel():
     assert 0.1 < digits.float().mean() < 0.3 and not digits[:, 0].any()
     with pytest.raises(TypeError, match="uint8") as caught:
         object_mask(images.float())
-    one_sentence(caught)
+    short_sentence(caught)
 
 
 def test_foreground_mass_is_the_share_of_magnitude_and_the_area_for_a_map_of_zeros():
@@ -537,7 +530,7 @@ def test_the_model_is_left_as_it_was_and_evaluated_without_dropout():
 def test_a_wrong_argument_is_told_in_one_sentence(call, words):
     with pytest.raises(ValueError, match=words) as caught:
         call(convolutional(), random(3, 1, 12, 12), random(3, 12, 12, seed=1))
-    one_sentence(caught)
+    short_sentence(caught)
 
 
 def test_no_image_gives_no_number():

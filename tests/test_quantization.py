@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 import operator
 import re
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import normal, on_each_device
 from torch import nn
 from torch.nn.utils import prune
 
@@ -29,8 +31,8 @@ from qsal_helpers.quantization import (
 )
 
 BITS = range(2, 9)
-DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 float64 = torch.float64
+seeded = functools.partial(normal, dtype=float64)
 # What a careless caller may hand over instead of bits, numbers, tensors.
 wrong_bits = st.sampled_from([0, 1, 9, 16, 31, 33, -2, "4", True, None, 2.0, float("nan"), [4], (4,)])
 anything = st.one_of(
@@ -61,10 +63,6 @@ odd_tensors = st.sampled_from(
         torch.empty(0),
     ]
 )
-
-
-def seeded(*shape, seed=0, dtype=float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def around(*points):
@@ -225,7 +223,7 @@ def test_pact_equals_the_papers_equations(bits, alpha):
 @pytest.mark.parametrize("bits", [*BITS, 32])
 @pytest.mark.parametrize("alpha", [0.01, 1.0, 2.7, 10.0])
 @pytest.mark.parametrize("dtype", [float64, torch.float32])
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_pact_has_the_papers_gradients_at_and_around_zero_and_alpha(bits, alpha, dtype, device, create_graph):
     options = {"dtype": dtype, "device": device}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared import random_data
 
 import qsal_helpers
 from qsal_helpers import study
-from qsal_helpers.data import ImageData, Split
 from qsal_helpers.onnx_files import onnx_session
 
 README = Path(__file__).parent.parent / "README.md"
@@ -40,12 +40,7 @@ def test_the_command_that_the_readme_names_prints_that_table(monkeypatch, capsys
 
 
 def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(tmp_path, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(40) % 10
-    images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    split = Split(images, labels)
-    names = tuple(str(i) for i in range(10))
-    data = ImageData("cifar10", split, split, names, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    data = random_data(3, 32, 40)
     monkeypatch.setattr(qsal_helpers, "load_data", lambda *a, **k: data)
 
     three_lines, with_a_twin, own = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf8"), re.DOTALL)
@@ -67,8 +62,9 @@ def test_the_readme_s_examples_quantize_and_train_torchvision_s_resnet18(tmp_pat
     assert 0 < (start - end).norm() < start.norm()  # networks of other starts lie 1.4 times that apart
 
     monkeypatch.chdir(tmp_path)
-    names |= {f"{part}_{what}": getattr(split, what) for part in ("train", "test") for what in ("images", "labels")}
+    named = {"images": data.train.images, "labels": data.train.labels}
+    names |= {f"{part}_{what}": value for part in ("train", "test") for what, value in named.items()}
     names |= {name: getattr(data, name) for name in ("class_names", "mean", "std")}
     exec(own.replace("epochs=5", "epochs=1"), names)
-    logits = onnx_session("small.onnx").run(None, {"image": images.numpy()})[0]
+    logits = onnx_session("small.onnx").run(None, {"image": data.train.images.numpy()})[0]
     assert names["mine"].name == "mine" and logits.shape == (40, 10)

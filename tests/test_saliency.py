@@ -6,13 +6,13 @@ import captum.attr
 import pytest
 import torch
 import torch.nn.functional as F
+from shared import on_each_device, short_sentence
 from torch import nn
 
 from qsal_helpers import PACT, Precision, build_model, quantize
 from qsal_helpers.saliency import _METHODS, completeness_error, evaluating, saliency_map
 
 METHODS = list(_METHODS)
-DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 pytestmark = pytest.mark.filterwarnings("error", "ignore:integrated gradients do not add up")
 
 
@@ -62,12 +62,6 @@ class Quadratic(Linear):
 
 def reduced(attribution, absolute=True):
     return (attribution.abs() if absolute else attribution).sum(1).detach().float()
-
-
-def one_sentence(caught):
-    message = str(caught.value)
-    assert "\n" not in message and 20 < len(message) < 400
-    return message
 
 
 # --- against Captum ---
@@ -132,7 +126,7 @@ def test_guided_backprop_equals_captums_on_a_float_network():
 # --- closed forms ---
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 def test_on_a_linear_model_every_gradient_method_gives_the_weights(device):
     weight = images(4, 3, 8)
     model, x = Linear(weight).to(device), images(5, 3, 8).to(device)
@@ -308,7 +302,7 @@ def test_guided_backprop_refuses_relus_it_cannot_reach_and_models_without_any():
 
     with pytest.raises(ValueError, match="calls ReLU as a function 1 times") as caught:
         saliency_map(Functional(), images(), method="guided_backprop")
-    one_sentence(caught)
+    short_sentence(caught)
     with pytest.raises(ValueError, match="needs ReLUs"):
         saliency_map(Linear(images(2)), images(), method="guided_backprop")
 
@@ -517,7 +511,7 @@ def test_grad_cam_takes_the_convolution_that_is_executed_last_or_the_one_it_is_t
     ]:
         with pytest.raises(ValueError, match=words) as caught:
             saliency_map(model, x, 0, "grad_cam", layer=layer)
-        one_sentence(caught)
+        short_sentence(caught)
     with pytest.raises(ValueError, match="Conv2d"):
         saliency_map(Linear(images(2)), x, 0, "grad_cam")
 
@@ -548,7 +542,7 @@ def test_a_wrong_argument_is_told_in_one_sentence(change, error, words):
     arguments = {"model": network(), "x": images()} | change
     with pytest.raises(error, match=words) as caught:
         saliency_map(**arguments)
-    one_sentence(caught)
+    short_sentence(caught)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18"])

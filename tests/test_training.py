@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import on_each_device
 from torch import nn
 
 from qsal_helpers import PACT, Distilled, SaliencyGuided, build_model, evaluate, fit, load_data, quantize, training
 from qsal_helpers.data import ImageData, Split
 from qsal_helpers.quantization import ALPHA_MIN
 from qsal_helpers.training import History, TrainingDiverged, cross_entropy
-
-DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 
 def toy_data(n=200, seed=0, size=8):
@@ -350,7 +349,7 @@ class FadingTensor(Fading):
     ],
     ids=["plain", "ramp", "teacher and ramp", "a fraction", "a tensor"],
 )
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 def test_a_resumed_training_ends_with_the_numbers_of_an_undisturbed_one(objective, device, tmp_path):
     whole, parts = net("w4a4", dropout=0.2), net("w4a4", dropout=0.2)
     options = {"epochs": 4, "objective": objective, "device": device}

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 from killing import KINDS, Checkpoint, Training, few_images
+from shared import one_sentence
 from stand_in import lay_out_as_torchvision
 from torch import nn
 
@@ -116,12 +117,6 @@ def mini_for_full(tmp_path_factory, monkeypatch):
     monkeypatch.setitem(data_module._FULL_FILES, "mnist", checksums)
     download = lambda self: lay_out_as_torchvision("mnist", pathlib.Path(self.root))
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
-
-
-def one_sentence(caught):
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".") and len(message) > 20
-    return message
 
 
 @pytest.mark.parametrize("room", [0, 5000, 500_000, 3_000_000])

@@ -20,6 +20,7 @@ import statistics
 
 import pytest
 from lessons import lessons, notebook_of, read_source
+from shared import text_of
 
 HEADINGS = [
     "What you will be able to do",
@@ -45,7 +46,7 @@ def code_cells(source):
 
 
 def text(source):
-    return "\n\n".join(cell.source for cell in cells(source) if cell.cell_type == "markdown")
+    return text_of(read_source(source))
 
 
 def headings(source):
