@@ -61,6 +61,7 @@ def assert_equal_models(a, b):
 
 @pytest.mark.parametrize("name", ["lenet5", "cnn", "vgg_small", "resnet20", "guided_paper_cnn", "resnet18"])
 @pytest.mark.parametrize("precision", [None, "w2a4"])
+@pytest.mark.filterwarnings("ignore:layer4.1.conv2 .* read more bits")
 def test_every_network_comes_back_to_the_bit_with_equal_outputs(name, precision, path):
     model = build_model(name, 2, 5, 16)
     for buffer in model.buffers():

@@ -206,6 +206,7 @@ def test_a_record_says_what_its_model_does(done, digits):
     assert Run(**record["run"]) == good
 
 
+@pytest.mark.filterwarnings("ignore:validation accuracy fell")  # the training is too short to be a good one
 def test_each_figure_of_a_record_is_that_of_the_model_and_of_the_epoch_that_is_kept(digits, monkeypatch):
     def first_epoch_is_kept(model, *args, **options):
         history = fit(model, *args, **options)
@@ -650,6 +651,7 @@ def test_a_process_that_is_killed_leaves_a_failed_record_and_the_next_run_is_don
     assert "exit code 9" in records[0]["reason"]
 
 
+@pytest.mark.filterwarnings("ignore:validation accuracy fell")  # the training is too short to be a good one
 def test_a_cluster_gives_the_same_records_although_one_of_its_workers_is_killed(tmp_path):
     from dask.distributed import Client
 

@@ -101,7 +101,7 @@ def test_the_users_random_numbers_are_left_alone():
     model = net(dropout=0.5)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    run(model, objective=SaliencyGuided(0.5), augment=True)
+    run(model, objective=SaliencyGuided(0.5), augment=True, lr=0.005)
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
 
 
