@@ -633,7 +633,7 @@ def official(name):
     """The full set in $QSAL_DATA; a set that is there but damaged is not skipped: its tests fail."""
     root = os.environ.get("QSAL_DATA")
     if not (root and all((Path(root) / file).exists() for file in data_module._FULL_FILES[name])):
-        pytest.skip(f"QSAL_DATA names no folder that holds the official {name}.")
+        pytest.skip(f"This runs where QSAL_DATA names a folder that holds the official {name}, and always in CI.")
     return load_data(name, "full")
 
 

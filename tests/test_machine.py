@@ -125,9 +125,7 @@ def test_the_machine_is_ready_for_exactly_the_pythons_that_pyproject_allows(mino
 
 
 @pytest.mark.parametrize("limit", [2**40, "max"], ids=["a wide limit", "no limit"])
-def test_a_container_that_may_take_more_than_the_machine_has_left_has_what_the_machine_has_left(
-    limit, monkeypatch, tmp_path
-):
+def test_a_container_with_a_wide_limit_has_what_the_machine_has_left(limit, monkeypatch, tmp_path):
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text("0\n")
     (tmp_path / "memory.stat").write_text("inactive_file 0\n")
