@@ -5,6 +5,7 @@ round by round in one interleaved run, so that a drift of the machine leaves it 
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -72,7 +73,9 @@ def guided_as_its_authors(model: nn.Module, x: Tensor, y: Tensor, ratio: float =
     return F.cross_entropy(logits, y) + divergence
 
 
-def step_of(model: nn.Module, objective: Callable, x: Tensor, y: Tensor, ours: bool) -> Callable[[], float]:
+def step_of(
+    model: nn.Module, objective: Callable, x: Tensor, y: Tensor, ours: bool, mixed_precision: bool = False
+) -> Callable[[], float]:
     """Return a function that trains one step, as `fit` does (`ours`) or as a user would write it."""
     if ours:
         model.to(memory_format=torch.channels_last)
@@ -81,7 +84,8 @@ def step_of(model: nn.Module, objective: Callable, x: Tensor, y: Tensor, ours: b
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = objective(model, x, y)
+        with torch.autocast(x.device.type, torch.bfloat16, mixed_precision, cache_enabled=False):
+            loss = objective(model, x, y)
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -140,9 +144,20 @@ def measure(name: str, rounds: int, brevitas_warm_up: int) -> list[str]:
         "Brevitas w4a4": step_of(brevitas, cross_entropy, x, y, ours=False),
         "Brevitas w4a4, authors' loop": step_of(brevitas, guided_as_its_authors, x, y, ours=False),
     }
+    for key, precision, objective in (
+        ("plain", "fp32", cross_entropy),
+        ("w4a4", "w4a4", cross_entropy),
+        ("w2a2", "w2a2", cross_entropy),
+        ("guided", "fp32", guided),
+        ("guided w4a4", "w4a4", guided),
+    ):
+        steps[f"{key}, bfloat16"] = step_of(twin(precision), objective, x, y, ours=True, mixed_precision=True)
+    brevitas_too = copy.deepcopy(brevitas)
+    steps["Brevitas w4a4, bfloat16"] = step_of(brevitas_too, cross_entropy, x, y, ours=False, mixed_precision=True)
     # Brevitas collects statistics in its first 300 steps and is faster afterwards.
     for _ in tqdm(range(brevitas_warm_up), desc=f"{name}: Brevitas' first steps", leave=False):
         steps["Brevitas w4a4"]()
+        steps["Brevitas w4a4, bfloat16"]()
     seconds: dict[str, list[float]] = {key: [] for key in steps}
     for i in tqdm(range(rounds + 2), desc=f"{name}: rounds", leave=False):
         for key, step in steps.items():
@@ -167,6 +182,8 @@ def measure(name: str, rounds: int, brevitas_warm_up: int) -> list[str]:
     limits = (0.4, 0.5) if name == "cnn" else (0.45, 0.7)
     lines.append(f"| guided w4a4 / Brevitas under the authors' loop | | {against_loop:.2f} | ≤ {limits[0]} |")
     lines.append(f"| w4a4 / Brevitas, steady state | | {against:.2f} | ≤ {limits[1]} |")
+    against = ratio("w4a4, bfloat16", "Brevitas w4a4, bfloat16")
+    lines.append(f"| w4a4 / Brevitas, steady state, both bfloat16 | | {against:.2f} | |")
     floor = ratio("guided", "plain")
     lines.append(f"| guided / plain (floor 2 by count of passes) | | {floor:.2f} | |")
     floor = ratio("guided as published (ours)", "plain")

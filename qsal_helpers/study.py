@@ -91,7 +91,7 @@ class Run:
         "plain" none.
     start : "scratch", or "twin": the weights of the plain fp32 network of the same seed, trained first.
     distilled : whether that twin is a teacher as well (`Distilled`).
-    epochs, augment, seed : of `fit`. The seed also draws the first weights.
+    epochs, augment, mixed_precision, seed : of `fit`. The seed also draws the first weights.
     explained : how many test images the maps' metrics are taken over, the first ones of the test set.
 
     Examples
@@ -119,6 +119,7 @@ class Run:
     distilled: bool = False
     epochs: int = 8
     augment: bool = False
+    mixed_precision: bool = False
     explained: int = 500
     seed: int = 0
 
@@ -153,7 +154,8 @@ class Run:
         """The plain fp32 run of the same seed that this one starts or learns from; None if it does neither."""
         if self.start == "scratch" and not self.distilled:
             return None
-        return Run(self.data, self.size, self.model, epochs=self.epochs, augment=self.augment, seed=self.seed)
+        shared = ("data", "size", "model", "epochs", "augment", "mixed_precision", "seed")
+        return Run(**{name: getattr(self, name) for name in shared})
 
     def check(self) -> None:
         """Raise `ValueError` for what could not be run, before a twin is trained for it."""
@@ -243,7 +245,7 @@ def _train(run: Run, data: ImageData, resume: str | os.PathLike | None, progress
     run.check()
     twin = _train(run.twin, data, resume and f"{resume}.twin", progress)[0] if run.twin else None
     model, objective = run.build(data, twin), run.build_objective(twin)
-    options = {"epochs": run.epochs, "seed": run.seed, "augment": run.augment}
+    options = {name: getattr(run, name) for name in ("epochs", "seed", "augment", "mixed_precision")}
     history = fit(model, data, objective, **options, resume=resume, progress=progress)
     if history.interrupted:
         raise KeyboardInterrupt
@@ -600,6 +602,14 @@ def plan() -> dict[str, list[Run]]:
         + [
             Run(name, precision=p, augment=True, epochs=24, start="twin", distilled=True)
             for name, p in (("mnist", "w2a2"), ("fashion-mnist", "w4a4"))
+        ],
+        "long-cifar10": [
+            dataclasses.replace(cifar10, precision=p, epochs=24, mixed_precision=True) for p in ("fp32", *low)
+        ],
+        # Does a training in mixed precision end where one in float32 does?
+        "mixed-precision": [
+            dataclasses.replace(cifar10, precision="w2a2", mixed_precision=True),
+            *(Run(size="mini", precision=p, mixed_precision=True, seed=s) for s in range(5) for p in ("fp32", *low)),
         ],
         # As many steps as the official sets' 8 epochs, on the small sets' images.
         "steps-mini": [

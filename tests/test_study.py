@@ -132,15 +132,17 @@ def test_a_run_starts_from_the_plain_fp32_network_of_its_seed_or_learns_from_it(
 
     def noting_fit(model, data, objective, **options):
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        trained.append((before, model, objective, options["augment"]))
+        trained.append((before, model, objective, (options["augment"], options["mixed_precision"])))
         return fit(model, data, objective, **options)
 
     monkeypatch.setattr(study, "fit", noting_fit)
-    run = dataclasses.replace(TAUGHT, start=start, distilled=distilled, augment=distilled)
+    flags = {"augment": distilled, "mixed_precision": not distilled}
+    run = dataclasses.replace(TAUGHT, start=start, distilled=distilled, **flags)
     record, model = study.execute(run)
-    (_, twin, plain, augment), (before, student, objective, _) = trained
-    assert run.twin == dataclasses.replace(TINY, seed=1, explained=500, augment=augment)
-    assert (plain, student, augment) == (cross_entropy, model, distilled)
+    (_, twin, plain, twins), (before, student, objective, students) = trained
+    assert run.twin == dataclasses.replace(TINY, seed=1, explained=500, **flags)
+    assert (plain, student) == (cross_entropy, model)
+    assert twins == students == tuple(flags.values())
     same = [torch.equal(before[name], value) for name, value in twin.state_dict().items()]
     assert all(same) if start == "twin" else not any(same)
     assert (
@@ -731,6 +733,7 @@ def test_a_cluster_that_goes_away_marks_no_run_as_failed(tmp_path, monkeypatch):
 
 def test_a_run_that_differs_from_the_plans_in_anything_else_enters_no_cell_of_the_table():
     others = [{"model": "lenet5"}, {"epochs": 9}, {"augment": True}, {"explained": 4}, {"size": 500}, {"first": 2}]
+    others.append({"mixed_precision": True})
     runs = [Run(seed=0), Run(seed=7, objective="guided"), *(Run(seed=1, **other) for other in others)]
     runs.append(next(run for run in plan()["cifar10"] if (run.precision, run.objective) == ("fp32", "plain")))
     records = pd.DataFrame([dataclasses.asdict(run) | {"accuracy": 0.5} for run in runs])
