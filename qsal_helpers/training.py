@@ -162,8 +162,9 @@ def fit(
         training goes on from the epoch it holds, to the numbers that an undisturbed run gives. It stays at the end.
         Of an objective of your own it holds the attributes that are numbers or tensors.
     mixed_precision : whether the training passes compute convolutions and linear layers in bfloat16, which is faster
-        where the processor or GPU has instructions for it (``benchmarks/RESULTS.md``). Parameters, the optimizer and
-        the weights' quantizers stay float32, and so does every evaluation, validation included.
+        where the processor or GPU has instructions for it (``benchmarks/RESULTS.md``). There the levels of quantized
+        layers are rounded to bfloat16, too. Parameters and the optimizer stay float32, and so does every evaluation,
+        validation included.
 
     Returns
     -------

@@ -1,0 +1,36 @@
+"""Does a training in mixed precision end where one in float32 does? ``python -m benchmarks.mixed_precision``.
+
+Reads the records of the study (FashionMNIST-mini, plain "cnn") and prints mixed precision minus float32: the mean over
+the seeds, the 95 % interval of the paired difference, and a star where it stands Holm's correction over its column.
+``python -m qsal_helpers.study run --group mixed-precision``, and the same with ``fashion-mnist-mini``, make them.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from qsal_helpers.evidence import differences
+from qsal_helpers.study import GAINS, load_records, main_records, with_gains
+
+from .guided_choices import NAMES
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Training in mixed precision against training in float32.")
+    parser.add_argument("--folder", type=Path, default=Path("notebooks/results/study"), help="of the records")
+    records = main_records(load_records(parser.parse_args().folder), "mixed_precision")
+    records, found = with_gains(records).rename(columns=NAMES), {}
+    for precision in ("fp32", "w4a4", "w2a2"):
+        wanted = {"data": "fashion-mnist", "size": "mini", "objective": "plain", "precision": precision}
+        pair = (wanted | {"mixed_precision": mixed} for mixed in (True, False))
+        found[precision] = differences(records, *pair, ["accuracy", *GAINS, *NAMES.values()])
+    table = pd.DataFrame(found)
+    print("| measure | " + " | ".join(table) + " |\n|---|" + "---|" * len(table.columns))
+    for row in table.itertuples():
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()
