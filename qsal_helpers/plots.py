@@ -1524,8 +1524,11 @@ def seeds_with_intervals(
     >>> figure = seeds_with_intervals({"Focus": {"gradient": values}}, "mask ratio", ["Gini index"])
     """
     figure, axes = _figure_of_panels(len(panels), most=2, row=3.1)
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    styles = dict(zip(names, series_styles(names), strict=True))
     for ax, (title, series), ylabel in zip(axes, panels.items(), ylabels, strict=True):
-        for number, ((name, entries), style) in enumerate(zip(series.items(), series_styles(series), strict=True)):
+        for number, (name, entries) in enumerate(series.items()):
+            style = styles[name]
             look = {"fmt": style["marker"], "color": style["color"], "markersize": 6, "linewidth": 1.5}
             means = [np.mean([np.nanmean(v) for v in seeds]) for seeds in entries.values()]
             dash = {} if join else {"linestyle": "none", "marker": "_", "markersize": 30, "markeredgewidth": 2}
@@ -1538,7 +1541,7 @@ def seeds_with_intervals(
             ax.set_xticks(range(len(entries)), [str(entry) for entry in entries])
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         ax.margins(x=0.08, y=0.15)
-    if len(set().union(*panels.values())) > 1:
+    if len(names) > 1:
         _legend_below(figure)
     return figure
 

@@ -574,6 +574,16 @@ def test_an_occlusion_map_has_signed_colours_also_where_the_logit_falls_everywhe
     assert picture.get_clim() == (-1, 1) and picture.get_cmap().name == plots.SIGNED_MAP_COLOURS
 
 
+def test_a_method_looks_the_same_in_every_panel_of_seeds_and_unlike_the_others():
+    entries, looks = {"plain": [np.arange(9.0)]}, {}
+    panels = {"A": ["gradient", "random"], "B": ["gradient", "input_x_gradient", "random"], "C": ["random"]}
+    series = {title: dict.fromkeys(names, entries) for title, names in panels.items()}
+    for ax in plots.seeds_with_intervals(series, "ratio", "abc").axes:
+        for bar in ax.containers:
+            looks.setdefault(bar.get_label(), set()).add((bar.lines[0].get_marker(), bar.lines[0].get_color()))
+    assert [len(each) for each in looks.values()] == [1, 1, 1] and len(set().union(*looks.values())) == 3
+
+
 @pytest.mark.parametrize("join", [True, False])
 def test_a_line_joins_the_means_of_entries_that_have_an_order_and_no_others(join):
     entries = {"plain": [np.arange(9.0)], "0.5": [np.arange(9.0) + 1]}
