@@ -74,7 +74,7 @@ def guided_as_its_authors(model: nn.Module, x: Tensor, y: Tensor, ratio: float =
 
 
 def step_of(
-    model: nn.Module, objective: Callable, x: Tensor, y: Tensor, ours: bool, mixed_precision: bool = False
+    model: nn.Module, objective: Callable, x: Tensor, y: Tensor, ours: bool, bfloat16: bool = False
 ) -> Callable[[], float]:
     """Return a function that trains one step, as `fit` does (`ours`) or as a user would write it."""
     if ours:
@@ -84,7 +84,7 @@ def step_of(
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, mixed_precision, cache_enabled=False):
+        with torch.autocast(x.device.type, torch.bfloat16, bfloat16, cache_enabled=False):
             loss = objective(model, x, y)
         loss.backward()
         optimizer.step()
@@ -151,9 +151,9 @@ def measure(name: str, rounds: int, brevitas_warm_up: int) -> list[str]:
         ("guided", "fp32", guided),
         ("guided w4a4", "w4a4", guided),
     ):
-        steps[f"{key}, bfloat16"] = step_of(twin(precision), objective, x, y, ours=True, mixed_precision=True)
+        steps[f"{key}, bfloat16"] = step_of(twin(precision), objective, x, y, ours=True, bfloat16=True)
     brevitas_too = copy.deepcopy(brevitas)
-    steps["Brevitas w4a4, bfloat16"] = step_of(brevitas_too, cross_entropy, x, y, ours=False, mixed_precision=True)
+    steps["Brevitas w4a4, bfloat16"] = step_of(brevitas_too, cross_entropy, x, y, ours=False, bfloat16=True)
     # Brevitas collects statistics in its first 300 steps and is faster afterwards.
     for _ in tqdm(range(brevitas_warm_up), desc=f"{name}: Brevitas' first steps", leave=False):
         steps["Brevitas w4a4"]()

@@ -91,7 +91,7 @@ class Run:
         "plain" none.
     start : "scratch", or "twin": the weights of the plain fp32 network of the same seed, trained first.
     distilled : whether that twin is a teacher as well (`Distilled`).
-    epochs, augment, mixed_precision, seed : of `fit`. The seed also draws the first weights.
+    epochs, augment, bfloat16, seed : of `fit`. The seed also draws the first weights.
     explained : how many test images the maps' metrics are taken over, the first ones of the test set.
 
     Examples
@@ -119,7 +119,7 @@ class Run:
     distilled: bool = False
     epochs: int = 8
     augment: bool = False
-    mixed_precision: bool = False
+    bfloat16: bool = False
     explained: int = 500
     seed: int = 0
 
@@ -154,7 +154,7 @@ class Run:
         """The plain fp32 run of the same seed that this one starts or learns from; None if it does neither."""
         if self.start == "scratch" and not self.distilled:
             return None
-        shared = ("data", "size", "model", "epochs", "augment", "mixed_precision", "seed")
+        shared = ("data", "size", "model", "epochs", "augment", "bfloat16", "seed")
         return Run(**{name: getattr(self, name) for name in shared})
 
     def check(self) -> None:
@@ -245,7 +245,7 @@ def _train(run: Run, data: ImageData, resume: str | os.PathLike | None, progress
     run.check()
     twin = _train(run.twin, data, resume and f"{resume}.twin", progress)[0] if run.twin else None
     model, objective = run.build(data, twin), run.build_objective(twin)
-    options = {name: getattr(run, name) for name in ("epochs", "seed", "augment", "mixed_precision")}
+    options = {name: getattr(run, name) for name in ("epochs", "seed", "augment", "bfloat16")}
     history = fit(model, data, objective, **options, resume=resume, progress=progress)
     if history.interrupted:
         raise KeyboardInterrupt
@@ -603,13 +603,11 @@ def plan() -> dict[str, list[Run]]:
             Run(name, precision=p, augment=True, epochs=24, start="twin", distilled=True)
             for name, p in (("mnist", "w2a2"), ("fashion-mnist", "w4a4"))
         ],
-        "long-cifar10": [
-            dataclasses.replace(cifar10, precision=p, epochs=24, mixed_precision=True) for p in ("fp32", *low)
-        ],
-        # Does a training in mixed precision end where one in float32 does?
-        "mixed-precision": [
-            dataclasses.replace(cifar10, precision="w2a2", mixed_precision=True),
-            *(Run(size="mini", precision=p, mixed_precision=True, seed=s) for s in range(5) for p in ("fp32", *low)),
+        "long-cifar10": [dataclasses.replace(cifar10, precision=p, epochs=24, bfloat16=True) for p in ("fp32", *low)],
+        # Does a training in bfloat16 end where one in float32 does?
+        "bfloat16": [
+            dataclasses.replace(cifar10, precision="w2a2", bfloat16=True),
+            *(Run(size="mini", precision=p, bfloat16=True, seed=s) for s in range(5) for p in ("fp32", *low)),
         ],
         # As many steps as the official sets' 8 epochs, on the small sets' images.
         "steps-mini": [

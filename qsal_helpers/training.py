@@ -134,7 +134,7 @@ def fit(
     validation: float = 0.1,
     augment: bool = False,
     resume: str | os.PathLike | None = None,
-    mixed_precision: bool = False,
+    bfloat16: bool = False,
 ) -> History:
     """Train `model` in place with SGD (Nesterov momentum 0.9) and a cosine schedule with a short warm-up.
 
@@ -161,10 +161,10 @@ def fit(
     resume : a file for a training that may be killed. It is written after every epoch; where it exists already,
         training goes on from the epoch it holds, to the numbers that an undisturbed run gives. It stays at the end.
         Of an objective of your own it holds the attributes that are numbers or tensors.
-    mixed_precision : whether the training passes compute convolutions and linear layers in bfloat16, which is faster
-        where the processor or GPU has instructions for it (``benchmarks/RESULTS.md``). There the levels of quantized
-        layers are rounded to bfloat16, too. Parameters and the optimizer stay float32, and so does every evaluation,
-        validation included.
+    bfloat16 : whether the training passes compute convolutions and linear layers in bfloat16 (``torch.autocast``),
+        which is faster where the processor or GPU has instructions for it (``benchmarks/RESULTS.md``). There the levels
+        of quantized layers are rounded to bfloat16, too. Parameters and the optimizer stay float32, and so does every
+        evaluation, validation included.
 
     Returns
     -------
@@ -193,7 +193,7 @@ def fit(
     check_seed(seed)
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("validation", validation)):
         check_number(value, name)
-    for name, value in (("progress", progress), ("augment", augment), ("mixed_precision", mixed_precision)):
+    for name, value in (("progress", progress), ("augment", augment), ("bfloat16", bfloat16)):
         check_flag(value, name)
     resume = None if resume is None else check_path(resume)
     if resume is not None and resume.is_dir():
@@ -234,7 +234,7 @@ def fit(
             f"weight_decay={float(weight_decay)}",
             f"validation={float(validation)}",
             f"augment={augment}",
-            f"mixed_precision={mixed_precision}",
+            f"bfloat16={bfloat16}",
             f"{len(data.train)} images of {data.name}",
             f"a {type(model).__name__} of {getattr(model, 'precision', 'fp32')!r}",
             f"the scheme {getattr(model, 'scheme', None)}",
@@ -273,7 +273,7 @@ def fit(
                     optimizer.zero_grad(set_to_none=True)
                     # Without its cache: older ones hand a weight cast under no_grad to a pass that needs its gradient
                     # (PyTorch's issue 105211).
-                    with torch.autocast(device.type, torch.bfloat16, mixed_precision, cache_enabled=False):
+                    with torch.autocast(device.type, torch.bfloat16, bfloat16, cache_enabled=False):
                         loss = objective(model, x, y)
                     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                         raise TypeError(

@@ -132,11 +132,11 @@ def test_a_run_starts_from_the_plain_fp32_network_of_its_seed_or_learns_from_it(
 
     def noting_fit(model, data, objective, **options):
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        trained.append((before, model, objective, (options["augment"], options["mixed_precision"])))
+        trained.append((before, model, objective, (options["augment"], options["bfloat16"])))
         return fit(model, data, objective, **options)
 
     monkeypatch.setattr(study, "fit", noting_fit)
-    flags = {"augment": distilled, "mixed_precision": not distilled}
+    flags = {"augment": distilled, "bfloat16": not distilled}
     run = dataclasses.replace(TAUGHT, start=start, distilled=distilled, **flags)
     record, model = study.execute(run)
     (_, twin, plain, twins), (before, student, objective, students) = trained
@@ -733,7 +733,7 @@ def test_a_cluster_that_goes_away_marks_no_run_as_failed(tmp_path, monkeypatch):
 
 def test_a_run_that_differs_from_the_plans_in_anything_else_enters_no_cell_of_the_table():
     others = [{"model": "lenet5"}, {"epochs": 9}, {"augment": True}, {"explained": 4}, {"size": 500}, {"first": 2}]
-    others.append({"mixed_precision": True})
+    others.append({"bfloat16": True})
     runs = [Run(seed=0), Run(seed=7, objective="guided"), *(Run(seed=1, **other) for other in others)]
     runs.append(next(run for run in plan()["cifar10"] if (run.precision, run.objective) == ("fp32", "plain")))
     records = pd.DataFrame([dataclasses.asdict(run) | {"accuracy": 0.5} for run in runs])

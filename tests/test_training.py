@@ -74,19 +74,19 @@ def numbers(history):
     return history.loss, history.validation_accuracy, history.alphas, history.best_epoch
 
 
-# ---------------------------------------------------------------- mixed precision
+# ---------------------------------------------------------------- bfloat16
 
 
-@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("low", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "w2a2"])
-def test_mixed_precision_is_that_of_the_training_passes_and_of_nothing_else(precision, mixed):
+def test_the_training_passes_are_computed_in_bfloat16_where_asked_and_nothing_else_is(precision, low):
     model, seen = net(precision), {True: set(), False: set()}
     for layer in (m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)):
         layer.register_forward_hook(lambda layer, inputs, output: seen[layer.training].add(output.dtype))
     kept = set()
     look = lambda progress: kept.update(t.dtype for p in progress.model.parameters() for t in (p, p.grad))
-    run(model, objective=SaliencyGuided(0.5), mixed_precision=mixed, callback=look, callback_every=1)
-    assert seen == {True: {torch.bfloat16 if mixed else torch.float32}, False: {torch.float32}}
+    run(model, objective=SaliencyGuided(0.5), bfloat16=low, callback=look, callback_every=1)
+    assert seen == {True: {torch.bfloat16 if low else torch.float32}, False: {torch.float32}}
     assert kept == {torch.float32}
 
 
@@ -96,17 +96,17 @@ def test_mixed_precision_is_that_of_the_training_passes_and_of_nothing_else(prec
     [cross_entropy, SaliencyGuided(0.5), SaliencyGuided.as_published(0.5), Distilled(net(seed=1))],
     ids=["plain", "guided", "published", "distilled"],
 )
-def test_mixed_precision_trains_as_well_as_float32_does(objective, precision):
+def test_bfloat16_trains_as_well_as_float32_does(objective, precision):
     losses, accuracies = [], []
-    for mixed in (True, False):
-        history = run(net(precision), objective=objective, mixed_precision=mixed, epochs=8)
+    for low in (True, False):
+        history = run(net(precision), objective=objective, bfloat16=low, epochs=8)
         losses.append(history.loss[-1])
         accuracies.append(max(history.validation_accuracy))
     assert losses[0] == pytest.approx(losses[1], abs=0.15)
     assert min(accuracies) == 1 or accuracies[0] == accuracies[1]
 
 
-def test_an_objective_that_first_looks_at_the_model_without_gradients_trains_the_same_in_mixed_precision():
+def test_an_objective_that_first_looks_at_the_model_without_gradients_trains_the_same_in_bfloat16():
     def looking(model, x, y):
         with torch.no_grad():
             model[0](x)
@@ -114,7 +114,7 @@ def test_an_objective_that_first_looks_at_the_model_without_gradients_trains_the
 
     models = [net(), net()]
     for model, objective in zip(models, (looking, cross_entropy), strict=True):
-        run(model, objective=objective, mixed_precision=True)
+        run(model, objective=objective, bfloat16=True)
     assert same(*(state(model) for model in models))
 
 
@@ -791,7 +791,7 @@ def frozen(model):
         {"weight_decay": 0.0},
         {"validation": 0.11},
         {"augment": True},
-        {"mixed_precision": True},
+        {"bfloat16": True},
         {"objective": SaliencyGuided(0.5)},
         {"objective": Distilled(net(seed=1))},
         {"data": poisoned("other", toy_data().train, ("a", "b", "c"), (0.3,), (0.3,))},

@@ -502,7 +502,7 @@ FUNCTIONS = {
             "weight_decay": st.floats(0, 0.1),
             "validation": one_of(0, 0.1, 0.5),
             "augment": st.booleans(),
-            "mixed_precision": st.booleans(),
+            "bfloat16": st.booleans(),
         },
         lambda history, _: history.epochs == 1,
     ),

@@ -1,8 +1,8 @@
-"""Does a training in mixed precision end where one in float32 does? ``python -m benchmarks.mixed_precision``.
+"""Does a training in bfloat16 end where one in float32 does? ``python -m benchmarks.bfloat16``.
 
-Reads the records of the study (FashionMNIST-mini, plain "cnn") and prints mixed precision minus float32: the mean over
-the seeds, the 95 % interval of the paired difference, and a star where it stands Holm's correction over its column.
-``python -m qsal_helpers.study run --group mixed-precision``, and the same with ``fashion-mnist-mini``, make them.
+Reads the records of the study (FashionMNIST-mini, plain "cnn") and prints bfloat16 minus float32: the mean over the
+seeds, the 95 % interval of the paired difference, and a star where it stands Holm's correction over its column.
+``python -m qsal_helpers.study run --group bfloat16``, and the same with ``fashion-mnist-mini``, make them.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from .guided_choices import NAMES
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description="Training in mixed precision against training in float32.")
+    parser = argparse.ArgumentParser(description="Training in bfloat16 against training in float32.")
     parser.add_argument("--folder", type=Path, default=Path("notebooks/results/study"), help="of the records")
-    records = main_records(load_records(parser.parse_args().folder), "mixed_precision")
+    records = main_records(load_records(parser.parse_args().folder), "bfloat16")
     records, found = with_gains(records).rename(columns=NAMES), {}
     for precision in ("fp32", "w4a4", "w2a2"):
         wanted = {"data": "fashion-mnist", "size": "mini", "objective": "plain", "precision": precision}
-        pair = (wanted | {"mixed_precision": mixed} for mixed in (True, False))
+        pair = (wanted | {"bfloat16": low} for low in (True, False))
         found[precision] = differences(records, *pair, ["accuracy", *GAINS, *NAMES.values()])
     table = pd.DataFrame(found)
     print("| measure | " + " | ".join(table) + " |\n|---|" + "---|" * len(table.columns))
