@@ -82,8 +82,9 @@ quantize_uniform(torch.tensor([0.1, 0.6, 3.0]), bits=2, low=0.0, high=1.0)
 #
 # $$Q(x) = l + s \cdot \mathrm{round}\!\left(\frac{\mathrm{clip}(x, l, h) - l}{s}\right).$$
 #
-# The round bracket counts steps from the low end. The whole number that comes out is what a chip would store. Here we
-# turn it back into a float, so that the rest of PyTorch can go on with it. This is called **fake quantization**.
+# $\mathrm{round}(\dots)$ counts steps from the low end. The whole number that comes out is what a chip would store.
+# Here we turn it back into a float, so that the rest of PyTorch can go on with it. This is called **fake
+# quantization**.
 #
 # The picture has 2 bits from −1 to 1. Four words name four levels, and between them lie three gaps.
 #
@@ -282,8 +283,7 @@ for bits in BITS:
 # `w` is a tensor of weights, `bits` a whole number. Return the clip for which a grid from `-clip` to `clip` has the
 # least mean squared error on `w`. The answer is one number above 0.
 #
-# Trying many clips is good enough. `quantize_uniform(w, bits, -clip, clip)` gives the quantized weights; it takes plain
-# numbers as its ends, so turn an element of a tensor into one with `.item()`.
+# Trying many clips is good enough. `quantize_uniform(w, bits, -clip, clip)` gives the quantized weights.
 
 
 # %%
@@ -384,8 +384,8 @@ for name in ("conv1", "conv2", "conv3", "fc1", "fc2"):
 #
 # Weights get the symmetric grid of the scheme "minmax", up to the largest weight and with a level at 0: at 2 bits it
 # has three levels. Activations get a grid from 0 to a clip. `calibrate` shows the network 100 training images and sets
-# each clip so that 99.9 % of a layer's positive activations lie below it. Where activations stay in float, nothing is
-# clipped.
+# each clip so that 99.9 % of a layer's positive activations lie below it. Where activations stay in float, the
+# clip is the largest of them, so next to nothing is clipped.
 #
 # `Precision` says who gets how many bits. By itself it leaves 8 to the first and the last layer (lesson 02 says why).
 # Here no layer is spared, so `first` and `layers` name these two. A pair holds the bits of a layer's weights and of its
@@ -415,17 +415,17 @@ for name, values in accuracies.items():
     print(f"{name:26}" + "".join(f"{value:7.1%}" for value in values))
 
 # %% [markdown]
-# From 8 bits down to 4 hardly anything is lost. Each bit takes away 6 dB or a little more; the network bears it, up
+# From 8 bits down to 4 little is lost. Each bit takes away 6 dB or a little more; the network bears it, up
 # to a point. Then it falls off a cliff: with 2-bit weights on a grid up to the largest weight it does hardly
 # better than guessing, which would be right on 10 % of the images. SAWB's 2 bits keep most of the accuracy. Why?
 #
 # Two things differ. The wide grid reaches to the largest weight. And as it has a level at 0, it has only three levels:
-# from 3 bits to 2 its gaps go from six to two, a third, where a bit less should about halve them. SAWB has four levels.
-# Which of the two does the harm? We take them apart.
+# from 3 bits to 2 its gaps go from six to two, a third, where one bit fewer should about halve them. SAWB has four
+# levels. Which of the two does the harm? We take them apart.
 #
-# (One thing more in the table is odd. At 3 bits SAWB is *behind* the wide grid, though a good clip leaves less squared
-# error there, too; see "Clip or round?". So the least squared error is not yet the best accuracy. Lesson 02 comes back
-# to that.)
+# (One thing more in the table is odd. At 3 and 4 bits SAWB is *behind* the wide grid, though a good clip leaves less
+# squared error there, too; see "Clip or round?". So the least squared error is not yet the best accuracy. Lesson 02
+# comes back to that.)
 
 
 # %%
@@ -446,8 +446,8 @@ pd.DataFrame({name: {f"{n} levels": on_levels(n, clip) for n in (3, 4)} for name
 
 # %% [markdown]
 # Either remedy alone, a fourth level or a good clip, wins back most of the loss; the clip does more. Both together are
-# SAWB, and here they do no better than the clip alone. Lesson 00 had both: that is why its 2-bit weights did so much
-# better.
+# SAWB, and here they do no better than the clip alone. Lesson 00 had SAWB: that is why its 2-bit weights did so
+# much better.
 #
 # Do activations bear 2 bits better than weights? These curves do not say. The activations are clipped, too, where 99.9
 # % of them lie below, and they have four levels. The weights on the wide grid have no clip and three. With a good clip
@@ -724,8 +724,8 @@ print(f"{kilobytes:.1f} kB, accuracy {evaluate(network, data):.1%}")
 # - The best clip balances rounding and clipping. The fewer bits, the further in it lies.
 # - Symmetric grids suit weights, grids from 0 suit activations after a ReLU. A scale a channel helps where channels
 #   differ.
-# - A network quantized after training bears 8 bits well. At 2 bits the clip of the weights and the number of levels
-#   decide.
+# - A network quantized after training bears 8 bits well. At 2 bits the clip of the weights decides most; a fourth
+#   level helps where the clip is bad.
 # - Rounding has a gradient of 0. The straight-through estimator replaces it by 1, so that training can go on. In one
 #   epoch it did not mend a bad grid.
 

@@ -384,10 +384,11 @@ for precision, values in accuracy.items():
 # %% [markdown]
 # How much of that is chance? Two networks see the same test images, so only those on which exactly one of them is right
 # can tell them apart. If that is so on 5 % of 2,000 images, there are 100. Toss a coin for each of those. The two sides
-# then differ by about $\sqrt{100} = 10$ images, and 10 of 2,000 are 0.5 points.
+# then differ by about $\sqrt{100} = 10$ images, and 10 of 2,000 are 0.5 points. This is the **standard error** of the
+# difference.
 #
-# In general this standard error is the square root of that share, over the square root of the number of images. The
-# next cell prints it at the end of each line. It is the chance of the test images alone. That of the seed comes on top.
+# In general it is the square root of that share, over the square root of the number of images. The next cell prints it
+# at the end of each line. It is the chance of the test images alone. That of the seed comes on top.
 
 # %%
 x_test = data.normalise(data.test.images)
@@ -455,15 +456,15 @@ for name, some in runs.items():
     print(f"start {name}: after the first epoch and at the end", ends)
 
 # %% [markdown]
-# Three things stand in the figure and in these numbers.
+# Three things stand in the figure and in these numbers, which are the first seed's.
 #
 # - Frozen too small costs accuracy, and learning wins back about two thirds of what was lost.
 # - Frozen at a good value is no worse than learned from there. And neither bad start learned its way to a good one:
 #   from 0.25 they end three and a half points below what was learned from the default, from 10 six. So in a training as
 #   short as this one PACT does not spare the search.
-# - Started at 10, both networks lose points. Alpha hardly moves, so the two are nearly the same, frozen or learned, and
-#   what lies between their accuracies is mostly chance. Two seeds of one setting lie up to three points apart here. Do
-#   not read anything into differences of that size.
+# - Started at 10, frozen or learned, the networks lose points. Alpha hardly moves, so the two kinds are nearly the
+#   same, and what lies between their accuracies is mostly chance. Two seeds of one setting lie up to three points apart
+#   here. Do not read anything into differences of that size.
 #
 # From 0.25 all four alphas end higher: where much is clipped the loss pulls hard. (It can pull either way. With the
 # same seed on another kind of processor `relu2` fell to 0.03.) Why then do they hardly move from 10?
@@ -478,9 +479,10 @@ for name, some in runs.items():
 # $\lambda \alpha^2 / 2$ to the loss, where $\lambda$ is the decay. The PACT paper applies it to alpha for this
 # reason.
 #
-# How far does that go? Momentum 0.9 repeats each step 0.9, 0.81, 0.73, … times more, and $1 + 0.9 + 0.81 + \dots = 10$.
-# So each step multiplies alpha by about $1 - 10\,\eta\lambda$, where $\eta$ is the learning rate. With $\eta = 0.1$ and
-# $\lambda = 0.0005$ that is 0.9995. After $n$ such steps
+# How far does that go? Momentum 0.9 adds 0.9, 0.81, 0.73, … of each step to those that follow, and
+# $1 + 0.9 + 0.81 + \dots = 10$. So each step multiplies alpha by about $1 - 10\,\eta\lambda$, where $\eta$ is the
+# learning rate. With $\eta = 0.1$ and $\lambda = 0.0005$ that is 0.9995. After $n$ such steps, as
+# $(1 - \epsilon)^n \approx e^{-\epsilon n}$ for a small $\epsilon$,
 #
 # $$\alpha_n \approx \alpha_0 \, e^{-10\, \eta \lambda n}.$$
 
@@ -615,9 +617,8 @@ print("points between the two seeds:", spreads)
 
 # %% [markdown]
 # First the spread: the two float networks alone, "none", lie 1.4 points apart, the other pairs 0.65 to 1.8. No mean
-# lies
-# that far from the float networks'. So do not read a ranking into them. Lesson 06 asks again about the ends, with five
-# seeds.
+# lies 1.4 points from the float networks' mean. So do not read a ranking into them. Lesson 06 asks again about the
+# ends, with five seeds.
 #
 # In the paper 2-bit ends nearly double the error. Many things differ: our images are easier and grey, our network has
 # five layers instead of twenty, and we leave the network's input, an 8-bit image, as it is. That our figure shows so
@@ -665,7 +666,7 @@ for name, inputs in inputs_of(model, ["relu1", "relu2", "relu3"], data.train.ima
 # - Trained with the quantizers in place, 4 and 2 bits cost no more here than two seeds can tell from chance.
 # - The loss moves alpha only while something is clipped. Where nothing is, weight decay pulls it down, slowly.
 # - A good fixed clip was as good as a learned one. Learning mended about two thirds of the loss from a clip that was
-#   too small, and next to nothing from one that was too large: in a short training alpha must start near.
+#   too small, and nothing from one that was too large: in a short training alpha must start near.
 # - DoReFa forgets the size of the weights; a layer without batch-norm behind it cannot bear that.
 
 # %% [markdown]

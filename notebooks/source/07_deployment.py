@@ -252,7 +252,8 @@ for precision in ("w8a8", "w2a2"):
 
 # %% [markdown]
 # Compare with the figure: where the bar of what is seen stays at or below the line of int16, no sum is wrong. Where it
-# does not, a small share of wrong sums may cost many images: each is wrong by 65,536 or a multiple of it, not by 1.
+# does not, a tenth of wrong sums costs more than half of the right answers: each is wrong by 65,536 or a multiple of
+# it, not by 1.
 
 # %% [markdown]
 # ## Back to two bits
@@ -373,8 +374,8 @@ print("biases in steps of the accumulator:", net["relu2"].bias[:8], "...")
 
 # %% [markdown]
 # These biases were rounded: a bias is no whole number of the accumulator's steps, and rounding it loses up to half a
-# step. That rest is known before anything runs: so it is multiplied by $m$, too, and added together with the one half.
-# Is it worth the care? Here is the integer network without the rests:
+# step. That remainder is known before anything runs: so it is multiplied by $m$, too, and added together with the one
+# half. Is it worth the care? Here is the integer network without the remainders:
 
 
 # %%
@@ -391,10 +392,10 @@ for without in (("relu1", "relu2", "relu3", "relu4"), ("relu4",)):
     print(f"without the rests of {', '.join(without)}: activations that differ: {', '.join(differ)}")
 
 # %% [markdown]
-# For the same numbers it is worth it: without the rests the difference grows from layer to layer. (What that costs in
-# accuracy we have not measured.) The second line tells why: `relu4`'s own rests change few of its activations. Most of
-# the harm comes from before. Each sum of `fc1` has 2,352 inputs. When a few in a hundred of
-# them are off by a level, hardly any sum stays what it was, and the 8 bits of `relu4` are fine enough to show it.
+# If the numbers are to agree, yes: without the remainders ("rests") the difference grows from layer to layer. (What
+# that costs in accuracy we have not measured.) The second line tells why: `relu4`'s own remainders change few of its
+# activations. Most of the harm comes from before. Each sum of `fc1` has 2,352 inputs. When a few in a hundred of them
+# are off by a level, hardly any sum stays what it was, and the 8 bits of `relu4` are fine enough to show it.
 #
 # One layer in the middle of the 2-bit network, whole:
 #
@@ -425,8 +426,9 @@ plots.plot_byte(stored.ravel()[:4].tolist(), bits=2)
 # ### Exercise 3: pack (medium, 10 minutes)
 #
 # `codes` is an int8 tensor of numbers from −2 to 1; its length is a multiple of 4. Return a uint8 tensor with four
-# numbers in each byte, as in the figure. Three tools: `codes & 3` keeps the two lowest bits of each number, `<< 2`
-# moves bits two places to the left, and `|` puts two numbers with separate bits together.
+# numbers in each byte, as in the figure. Four tools: `codes[1::4]` takes every fourth number, from place 1 on;
+# `codes & 3` keeps the two lowest bits of each number; `<< 2` moves bits two places to the left; and `|` puts two
+# numbers with separate bits together.
 
 
 # %%
@@ -441,8 +443,8 @@ _ = checks.check_pack_four(pack_four)
 #
 # ```python
 # def pack_four(codes):
-#     fields = (codes & 3).view(-1, 4).int()
-#     return (fields[:, 0] | fields[:, 1] << 2 | fields[:, 2] << 4 | fields[:, 3] << 6).to(torch.uint8)
+#     low = codes & 3
+#     return (low[0::4] | low[1::4] << 2 | low[2::4] << 4 | low[3::4] << 6).to(torch.uint8)
 # ```
 #
 # </details>
@@ -588,6 +590,9 @@ for name in places:
     print(f"{name:11} {places[name][worst].round(3)}  closest of all filters: {closest[name].min():.4f}")
 
 # %% [markdown]
+# In the run printed here a border lay at 30.999, a thousandth of a step below the sum 31. Now it lies at 31.058. So a
+# sum of 31 changes sides: it was rounded up, and now it is rounded down. That is safe, but it is another network.
+#
 # `align_biases` keeps the borders away from the whole numbers, for each filter of each layer, and at the same time
 # makes the biases such as the int8 routines can express. Where a filter has too many borders for a good place, it also
 # changes the gain of its batch-norm, by a few thousandths. The result is an ordinary torch network with slightly other
@@ -607,7 +612,7 @@ for name, model in (("as trained", two), ("aligned", aligned)):
 # weights an int8 routine takes no finer bias than whole steps of the accumulator. For w8a8 the first number says
 # whether it matters. Here it is complete: no image changes class on the way into a file.
 #
-# Aligning has a price: it is another network, if only by a hair. A few images change class, as the last cell shows.
+# So aligning has a price: a few images change class, as the last cell shows.
 
 # %% [markdown]
 # ## What does it save?
@@ -615,6 +620,9 @@ for name, model in (("as trained", two), ("aligned", aligned)):
 # Three networks: our trained CNN; `vgg_small`, a larger one; and `lenet5`, a tiny one. The last two are untrained:
 # size and time do not depend on what the weights are, so their accuracy is of no interest here. All times are measured
 # here and now, with one thread; calls take turns, and we take the median.
+#
+# **Predict first.** From 8 bits to 2 each weight needs a quarter of the bits. What will follow in a packed file, and
+# what in an int8 one: the bytes, the time, the memory?
 
 
 # %%
@@ -675,9 +683,9 @@ table("vgg_small")
 # %% [markdown]
 # What does each column mean, and what does it not?
 #
-# - **bytes** is the file. It decides download and storage. In packed files it follows the bits, and what is not weights
-#   (see "The file, byte by byte") keeps it from the full factor of 16. In int8 files each weight takes a byte, whatever
-#   its bits.
+# - **bytes** is the file. It decides download and storage. In packed files it follows the bits. The two 8-bit layers,
+#   and what is not weights (see "The file, byte by byte"), keep it from the full factor of 16. In int8 files each
+#   weight takes a byte, whatever its bits.
 # - **ms** is this machine, this version of onnxruntime, one thread. Compare rows, not with other machines. "int8" is
 #   what its routines are made for, so all bit widths in int8 take about the same time. "packed" is unpacked to floats
 #   once, when the session opens: small files, and no gain in time.
@@ -696,7 +704,7 @@ for column in ("ms, 1 image", "ms, 64 images"):
 # %% [markdown]
 # Read your own lines; these are of the machine that made the printed ones. There the larger network gains: `vgg_small`
 # takes about a third of the time in int8. Our CNN is about even with fp32 for one image and takes about a third longer
-# for 64. `lenet5` takes half as long again, or more, in both.
+# for 64. `lenet5` takes about half as long again, or more, in both.
 #
 # Why do small networks gain nothing? A likely part of it: the normalisation and `conv1` stay in floats, and onnxruntime
 # 1.31 is slow at max-pooling 8-bit numbers (`benchmarks/RESULTS.md`).
@@ -879,10 +887,12 @@ plots.distributions(kinship, ["rank correlation of the magnitudes", "share of th
 pd.DataFrame({label: {name: np.median(v) for name, v in rows.items()} for label, rows in kinship.items()}).round(3)
 
 # %% [markdown]
-# In the figure a dot is the median over the images, the thick line holds the middle half of them, the thin one nine
-# tenths, and the dashed line is the random map's median. The table holds the medians. The integers repeat the network
-# that they were made from. The file holds the aligned network, whose parameters are slightly other ones, and so its map
-# moves a little. Both are little against what separates a 2-bit network from fp32, and that was there after training.
+# In the figure a dot is the median over the images (the table holds these), the thick line the middle half, the thin
+# one nine tenths, and the dashed line the random map's median.
+#
+# The integers repeat the network that they were made from. The file holds the aligned network, so its map moves a
+# little. Both are little against what separates a 2-bit network from fp32, and that was there after training.
+#
 # Do 2 bits look where fp32 looks? About as much as another fp32 network does: the rows of w2a2 and of the twin are
 # close. With 4 bits the map is nearer. As in lesson 03 the twin is at a disadvantage, because w4a4 and w2a2 share
 # fp32's first weights. And this is one training of each kind.
@@ -892,8 +902,8 @@ pd.DataFrame({label: {name: np.median(v) for name, v in rows.items()} for label,
 #
 # Now all of it at once, for our CNN: which file would you ship?
 #
-# **Predict first.** Below you choose the bits, the storage and the image. Which of the three moves the map? Which
-# moves the time, and which the bytes? Does the best choice change if the file must be small, or fast?
+# **Predict first.** Below you choose the bits, the storage and the image. Which moves the map more, bits or storage?
+# Which file do you take if it must be small, and which if it must be fast?
 
 # %%
 some_images, some_labels = images[:8], target[:8]
@@ -977,7 +987,7 @@ for file in ("fp32", "2 bits, int8", "2 bits, packed"):
 # - An accumulator must hold the largest sum, and its sign. Overflow is silent.
 # - A batch-norm folds into a scale for each filter and a bias. The codes stay.
 # - Below 8 bits a file gets smaller only if its weights are packed. Names, scales and biases remain.
-# - Packed files save bytes. Whether int8 containers save time depends on the network. How many images come at once
+# - Packed files save bytes. Whether int8 files save time depends on the network. How many images come at once
 #   changes how much: measure.
 # - Bit operations and energy are estimates of a machine that is not the one you measure on.
 # - The integers look at the same pixels as the torch network that they were made from, the file at nearly the same.
