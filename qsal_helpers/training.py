@@ -244,6 +244,10 @@ def fit(
             f"images with the checksum {_checksum(data)}",
         ]
     history, best_accuracy, best_state = History(), -1.0, copy.deepcopy(model.state_dict())
+    # Without its cache: older ones hand a weight cast under no_grad to a pass that needs its gradient (PyTorch's issue
+    # 105211).
+    no_change = contextlib.nullcontext()
+    arithmetic = torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if bfloat16 else no_change
     step = 0
     bar = tqdm(total=steps, disable=not progress, leave=False, unit="batch", desc=f"epoch 1/{epochs}")
     # An interrupt inside torch's own no_grad can leave gradients switched off; this switches them back.
@@ -271,9 +275,7 @@ def fit(
                     for group in optimizer.param_groups:
                         group["lr"] = lr * _schedule(step, steps)
                     optimizer.zero_grad(set_to_none=True)
-                    # Without its cache: older ones hand a weight cast under no_grad to a pass that needs its gradient
-                    # (PyTorch's issue 105211).
-                    with torch.autocast(device.type, torch.bfloat16, bfloat16, cache_enabled=False):
+                    with arithmetic:
                         loss = objective(model, x, y)
                     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                         raise TypeError(

@@ -106,6 +106,14 @@ def test_bfloat16_trains_as_well_as_float32_does(objective, precision):
     assert min(accuracies) == 1 or accuracies[0] == accuracies[1]
 
 
+def test_a_training_inside_the_callers_own_autocast_keeps_it():
+    seen, model = set(), net()
+    model[0].register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        run(model)
+    assert seen == {torch.bfloat16}
+
+
 def test_an_objective_that_first_looks_at_the_model_without_gradients_trains_the_same_in_bfloat16():
     def looking(model, x, y):
         with torch.no_grad():
