@@ -260,8 +260,8 @@ plots.saliency_grid(images[:3], columns, shared="map", row_titles=names, title="
 #
 # ### Exercise 2: the average along the way (medium, 10 minutes)
 #
-# `x` and `baseline` are images, `(N, C, H, W)` or such that they fit together; `target` is `(N,)`, as above; `steps` is
-# a whole number.
+# `x` holds images, `(N, C, H, W)`, and `baseline` one image for all, `(1, C, H, W)`; `target` is `(N,)`, as above;
+# `steps` is a whole number.
 #
 # Replace the integral by a mean over `steps` points, for example $t = (k + \frac12) / \text{steps}$ for $k = 0, 1,
 # \dots, \text{steps} - 1$. Keep signs and channels: the result has the shape of `x`.
@@ -313,8 +313,8 @@ for steps in (4, 16, 64):
 # baseline is the value 0 of the *normalised* image, which is the data set's mean grey. So a black background is not 0
 # in it, and it may get saliency. Integrated gradients above started from black.
 #
-# Both have signs: a pixel may speak for the class or against it. The pictures and measures below take the magnitudes.
-# Only where numbers must add up do we keep the signs.
+# Input × gradient and integrated gradients have signs: a pixel may speak for the class or against it. The pictures and
+# measures below take the magnitudes. Only where numbers must add up do we keep the signs.
 #
 # **Guided backprop** is the gradient with one change: on the way back, every ReLU also stops what is negative.
 # The picture becomes crisper. Which question it answers is not clear, and we will see what follows from that.
@@ -338,8 +338,8 @@ plots.saliency_grid(images[:4], first, shared="map", title="Seven methods, one n
 #
 # **Deletion**: paint the pixels black, the most salient first, and watch the probability of the class. The faster it
 # falls, the more faithful the map. **Insertion**: start from black and put the pixels back, the most salient first. The
-# faster it rises, the better. The figure shows by how much each map beats random numbers. The **area** under each curve
-# makes one number of it: low is good for deletion, high for insertion.
+# faster it rises, the better. The figure shows by how much each map beats random numbers. The **area** under the curve
+# of the probability itself is one number: low is good for deletion, high for insertion.
 
 # %%
 SHARE = torch.linspace(0, 100, 29)  # 28 steps
@@ -557,7 +557,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # So most of the 0.91 is the background. On the object's own pixels the untrained network agrees by 0.28 and the trained
-# twin by 0.36. So training adds 0.08, about what it adds to the gradient map (0.08 to 0.18).
+# twin by 0.36. So training adds 0.08, about what it adds to the gradient map (0.10).
 #
 # But the brightness, which has seen no network, agrees as well as the twin: 0.38. (One untrained network, one twin.)
 
@@ -569,6 +569,9 @@ pd.DataFrame(
 #
 # What `autograd` returns is the **straight-through** gradient of lessons 01 and 02: a stand-in that lets training go
 # on. Is it good for explaining?
+#
+# **Predict first.** Change each pixel of the object by a ten-thousandth. What will the logit of the 2-bit network do,
+# and what will its gradient say?
 #
 # Here is a test. A gradient predicts what a small change $d$ of the image does to the logit: $\sum_i d_i \, \partial
 # f_c / \partial x_i$ over the pixels $i$, here with the signs. Make the change and compare. We draw eight random
@@ -606,7 +609,7 @@ plots.curves_with_intervals(
 pd.DataFrame({name: values.mean(0) for name, values in sight.items()}, index=pd.Index(SIZES, name="size")).round(2)
 
 # %% [markdown]
-# The correlation is taken about 0, and where a change did nothing at all it counts as 0.
+# This correlation takes off no mean (it is a cosine). Where a change did nothing at all it counts as 0.
 #
 # In fp32 the prediction is nearly perfect for tiny changes, and fades for large ones: a gradient is a local statement.
 # With few bits it says next to nothing about tiny changes: they do nothing, or jump a whole step. Larger changes follow
@@ -634,8 +637,8 @@ for name, network in networks.items():
 
 # %% [markdown]
 # Counted are windows on the object whose winner is above 0; elsewhere no gradient passes, or all pixels are black. In
-# them the gradient takes an arbitrary one of several equal ways. How much of the failed prediction comes from this, and
-# how much from the staircase, we have not tested.
+# most of them the gradient takes an arbitrary one of several equal ways (a clipped winner passes none). How much of the
+# failed prediction comes from this, and how much from the staircase, we have not tested.
 #
 # Now the maps. One row is one image, and the four maps in it share one colour scale.
 

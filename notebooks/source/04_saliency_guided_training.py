@@ -169,7 +169,7 @@ for name, values in harm_of_plain.items():
 # minus the logarithm of the probability of the right class, on average. It asks for the right class on the training
 # images as they are. It says nothing about slopes, and nothing about images with a few pixels changed.
 #
-# Nothing pushes a slope towards 0 that does no harm there, so how it turns out is left to the random start. That is one
+# A slope that does no harm there is not pushed towards 0. How it turns out is left to the random start. That is one
 # reason why the maps of twins differ. Further down we see how much of the difference goes when we ask.
 #
 # Then why not ask? **Saliency-guided training** (Ismail, Corrada Bravo and Feizi, 2021) adds one sentence to the loss:
@@ -321,9 +321,6 @@ print(f"half of the pixels go; the two gradients share {(of_logit & of_loss).sum
 # %% [markdown]
 # Two random halves would share 50 %. So they agree on most pixels, not on all.
 #
-# The sign of this gradient is the other way round: the cross-entropy falls where the right answer gains. So for a
-# ranking by sign the package takes *minus* this gradient.
-#
 # ### Exercise 3: the loss (hard, 12 minutes)
 #
 # Return $L$, a tensor with one number, from which `backward()` can start. `model` maps images `x`, `(N, C, H, W)`, to
@@ -373,8 +370,8 @@ _ = checks.check_guided_loss(guided_loss)
 #
 # One of the two papers of this course promises "real-time explanations during the training phase". Let us have them.
 #
-# **Predict first.** We watch a plain and a guided network. Whose map changes more from epoch to epoch? Will the guided
-# one give up the background, as one would hope?
+# **Predict first.** We watch a plain and a guided network. Will the divergence fall? Will the guided one give up
+# the background, as one would hope?
 #
 # `LiveView` is a callback: every few batches `fit` hands it the network. It computes the maps of a few fixed test
 # images, the pixels that would be replaced, and the terms of the loss, and puts the new picture in the place of the
@@ -628,9 +625,9 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 # Two seeds are few: lesson [06](06_trade_off.ipynb) asks five, and they say the same of this ranking,
 # with both fills.
 #
-# Why does the network mind black more than before? A guess: we taught it that noise means "absent". Nobody taught it
-# that for black. In FashionMNIST black says: *here the object ends*. So painting a pixel black does not take
-# information away, it puts false information in.
+# Why does the network mind black more than before? In FashionMNIST black says: *here the object ends*. So painting a
+# pixel black does not take information away, it puts false information in. A guess: the guided network minds that more,
+# because half of what it reads in training is noise, and what is black tells it where the object ends.
 #
 # The table of exercise 5 shows the effect, for one seed: with black the guided network moves by 1.48 nats, the plain
 # one by 0.95. A measure has a fill, and training has one, and the two are not independent.
@@ -653,11 +650,10 @@ pd.DataFrame(where | {"share of the area": area}).T.round(3)
 
 # %% [markdown]
 # The last row is what a map without any preference has. The plain maps give the background a little less than that, the
-# guided ones more. So the background gains, and the object loses, its inside and its border. Only the border has more
-# than its share of the area, in both kinds.
+# guided ones more. So the background gains, and the object loses, its inside and its border. The border has more than
+# its share of the area in all four rows.
 #
-# A guess: who has to read
-# images that are half noise needs the background to find out where the object ends. Exercise 5 offers a way to test it.
+# That fits the guess above. Exercise 5 offers a way to test it.
 #
 # Does guidance change a map by more than another random start does?
 
@@ -685,7 +681,11 @@ plots.distributions({"How alike are the maps of two networks?": alike}, ["rank c
 #
 # The paper says: mask the features with *small gradients*. The authors' code, unless told otherwise, sorts the
 # gradients **with their sign**, so the most negative go first. Which pixels are these? Those that speak *against* the
-# right class if they grow brighter. They matter, and a lot.
+# right class if they grow brighter. They matter, and a lot. (The loss's gradient has the other sign: the cross-entropy
+# falls where the right answer gains. So for this ranking the package takes *minus* it.)
+#
+# Four pixels have the gradients 0.9, −0.1, 0.2 and −0.8, and two go. By magnitude these are −0.1 and 0.2. By sign they
+# are −0.8 and −0.1.
 
 # %%
 slopes = saliency_map(plain, x, target, absolute=False)[:, None]

@@ -26,7 +26,7 @@
 # About 126 minutes: 91 to read and play, 34 for the exercises, and 1 of computing. Nothing is trained here. The lesson
 # has two parts. The first ends with "Small, accurate, readable: who is left?" and takes 73 of these minutes. The
 # second, 38 minutes from "Do more clothes say the same?" on, asks how far the answers carry. Read it in another
-# sitting, or look up what you need: "A run of your own" and exercise 4 do without it.
+# sitting, or look up what you need. The last 15, "A run of your own" and exercise 4, do without it.
 
 # %% [markdown]
 # ## Set-up
@@ -63,7 +63,7 @@ print(f"Python {platform.python_version()}, torch {torch.__version__}, {len(reco
 # single ones were done on a processor of another kind; "A run of your own" says what that changes.) You read the result
 # in seconds, the same at every scale.
 #
-# Three kinds of training stand in them:
+# Three kinds of training come first. (The others, as those named "published-…", have one choice changed; more below.)
 #
 # - **plain**: cross-entropy;
 # - **guided**: this package's `SaliencyGuided()`, from lesson 04, with the signed ranking;
@@ -227,7 +227,7 @@ costs.map("{:,.0f}".format).assign(**{c: costs[c].map("{:.1f}".format) for c in 
 # insertion need a fill, and lesson 05 has shown that the fill matters. So each comes twice, with black and with a blur.
 #
 # To these come Gini (focus), the share of the map on the object, and **sensitivity**: by how much the map changes,
-# relative to itself, when tiny noise is added to the image. A low sensitivity is a steady map.
+# relative to itself, at most, over ten draws of tiny noise in the image. A low sensitivity is a steady map.
 
 # %%
 records = with_gains(records)
@@ -297,7 +297,7 @@ against_bits("mnist-mini")
 # $$t = \frac{\bar{d}}{s_d / \sqrt{n}}$$
 #
 # Here $\bar{d}$ is the mean of the n differences and $s_d$ their standard deviation. (This $t$ is computed from the
-# data. The $t$ of the interval above was the value that it exceeds by chance once in twenty times.) A large $|t|$ is
+# data. The $t$ of the interval above was the value that $|t|$ exceeds by chance once in twenty times.) A large $|t|$ is
 # hard to get by chance. How hard, says the **p-value**: the probability of a $|t|$ at least as large if there were no
 # difference.
 #
@@ -332,6 +332,8 @@ found = compare(here, "Gini", guided["w2a2"], plain["w2a2"])
 print(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
 
 # %% [markdown]
+# By 0.012. If there were no difference, a $|t|$ as large as this would come once in 50 times.
+#
 # Do the two of a pair move together at all? Correlate them over the five seeds: guided with plain at each precision,
 # and few bits with fp32, for every measure.
 
@@ -470,6 +472,9 @@ table[table.verdict != "undecided"]
 # From here on two words have a fixed meaning. A difference is **sure** if its own 95 % interval leaves out 0. It
 # **stands the correction** if Holm's p-value is below 0.05. The second is much harder.
 #
+# This lesson prints more than 800 intervals. If nothing were going on, one in twenty would leave out 0; more than half
+# do. So most of what is sure is real. But do not build on a single one.
+#
 # The same for all sets, counted (CIFAR-10 has one seed, and no verdict):
 
 # %%
@@ -594,9 +599,6 @@ minus = partial(differences, measures=MEASURES)  # the star, the interval and ho
 pd.DataFrame({name: minus(frame, *pair, measures=then) for name, pair in asked.items()})
 
 # %% [markdown]
-# This lesson prints more than 600 intervals. If nothing were going on, one in twenty would leave out 0; more than half
-# do. So most of what is sure is real. But do not build on a single one.
-#
 # Of the three leads of guided w4a4 only the one in Gini is left. In both gains the mean now points the other way, and
 # for that of deletion even the whole interval does. At 2 bits five seeds can tell more: guidance surely raises the
 # insertion gain, and the bits surely take from both gains and from the share on the object. Even Gini has turned:
@@ -642,7 +644,8 @@ plots.plot_correlations(within.corr("spearman").to_numpy(), list(within), f"{tit
 # %% [markdown]
 # Between kinds, focus (Gini) pulled apart from accuracy and from the object. Within one kind little of that is left. So
 # it comes from what was done to the networks: a training that buys focus pays with another measure. Two gains with the
-# same fill go together in both pictures. Accuracy and steadiness pull apart in both. Is it the same on another set?
+# same fill go together in both pictures. Accuracy and steadiness lean apart in both, mildly. Is it the same on another
+# set?
 
 # %%
 digits_mini = main[main.set == "mnist-mini"]
@@ -777,8 +780,8 @@ for T in (1, 4):
 #
 # $$\text{cross-entropy} + T^2 \, \mathrm{KL}(p \,\|\, q)$$
 #
-# Here KL is the divergence of lesson 04. $T^2$ is there because its gradient shrinks with $1/T^2$. The temperature of 4
-# is our choice.
+# Here KL is the divergence of lesson 04. $T^2$ is there because the gradient of this KL shrinks with $1/T^2$. The
+# temperature of 4 is our choice.
 #
 # Two trainings are twice as many epochs. So one kind without help stands beside these: 16 epochs from random weights.
 #
