@@ -721,11 +721,11 @@ for label in ("accuracy", "insertion gain"):
 #   one: gains of 0.001 and 0.019, and on the object 0.462, where random has 0.477.
 # - **The sum.** A says that the combination makes networks more interpretable, B that few bits make them less so. On
 #   MNIST both effects are there, in opposite directions: with 2 bits guidance gives back most of what the bits took. On
-#   FashionMNIST both can be told from chance in Gini only, and both are small there. Against
-#   plain fp32 the guided 2-bit map is a little ahead in Gini; in the other three it lies below, which may be chance. A
-#   names no bits, and with 4 bits it fares better: on FashionMNIST
-#   three of the four measures go as claimed. (Lesson 06 has five seeds of it: the lead in Gini stays, in both gains the
-#   mean points the other way.) On MNIST the insertion gain does, and the rest may be chance.
+#   FashionMNIST both can be told from chance in Gini only, and both are small there. Against plain fp32 the guided
+#   2-bit map is a little ahead in Gini; in the other three it lies below, which may be chance. A names no bits, and
+#   with 4 bits it fares better: on FashionMNIST three of the four measures go as claimed. (Lesson 06 has five seeds of
+#   it: the lead in Gini stays, in both gains the mean points the other way.) On MNIST the insertion gain does, and the
+#   rest may be chance.
 #
 # So the claims collide only as long as nobody says how many bits, on which data, and compared with what. Which of these
 # lines would you bet on, if each network were trained four times more? Write it down; lesson 06 has
