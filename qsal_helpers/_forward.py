@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from ._arguments import check_floats, check_model
@@ -29,6 +30,11 @@ def logits_of(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
     if y is not None and y.device.type == "cpu" and len(y) and (last := int(y.max())) >= logits.shape[1]:
         raise ValueError(f"labels up to {last} need a model with {last + 1} outputs; this one has {logits.shape[1]}")
     return logits
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits in which a divergence can be computed: a small one is lost in the rounding of bfloat16."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @contextlib.contextmanager

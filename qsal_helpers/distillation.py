@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_model, check_number
-from ._forward import evaluation_mode, logits_of
+from ._forward import at_least_float32, evaluation_mode, logits_of
 from .training import Objective, cross_entropy
 
 
@@ -71,8 +71,8 @@ class Distilled:
             return loss
         teacher = self.teacher.to(x.device)
         with torch.no_grad(), evaluation_mode(teacher):
-            wanted = F.log_softmax(logits_of(teacher, x) / self.temperature, 1)
-        answer = F.log_softmax(logits_of(model, x) / self.temperature, 1)
+            wanted = F.log_softmax(at_least_float32(logits_of(teacher, x)) / self.temperature, 1)
+        answer = F.log_softmax(at_least_float32(logits_of(model, x)) / self.temperature, 1)
         if answer.shape != wanted.shape:
             raise ValueError(
                 f"model and teacher must tell apart the same classes; they have {answer.shape[1]}, {wanted.shape[1]}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ._arguments import check_choice, check_flag, check_images, check_model, check_number, check_whole, described
 from ._fills import black, blurred
-from ._forward import evaluation_mode, logits_of
+from ._forward import at_least_float32, evaluation_mode, logits_of
 from ._random import random_state_kept
 
 FILLS = ("uniform", "mean", "black", "blur")
@@ -236,9 +236,8 @@ class SaliencyGuided:
         with _running_statistics_kept(model, self.freeze_statistics), _random_state_from(before, x):
             masked_logits = model(masked)
         reference = logits.detach() if self.detach_clean else logits
-        divergence = F.kl_div(
-            F.log_softmax(masked_logits, 1), F.log_softmax(reference, 1), reduction="batchmean", log_target=True
-        )
+        answer, wanted = (F.log_softmax(at_least_float32(each), 1) for each in (masked_logits, reference))
+        divergence = F.kl_div(answer, wanted, reduction="batchmean", log_target=True)
         self.terms = {"cross_entropy": cross_entropy.detach(), "divergence": divergence.detach()}
         return clean_term + self.weight * divergence
 

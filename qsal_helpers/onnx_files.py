@@ -53,6 +53,9 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
           computed in float32.
         - "float32": weights as floats; also for models that are not quantized.
 
+        Open the last two with `onnx_session`, or set onnxruntime's ``session.disable_quant_qdq`` to "1", as it does.
+        Else onnxruntime computes their layers in integers that nothing has aligned, and some predictions change.
+
     Returns
     -------
     The path.

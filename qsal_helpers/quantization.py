@@ -439,7 +439,8 @@ class Precision:
         a 2-bit first layer costs 8 points of CIFAR-10 accuracy in the PACT paper's table 2.
     layers : a module's name -> its own (weight bits, activation bits); wins over everything else.
 
-    The activation bits of a layer are those of its **input**, because a product costs
+    32 bits leave weights as they are; activations of 32 bits are not rounded, but PACT still clips them, from
+    `default_alpha` on. The activation bits of a layer are those of its **input**, because a product costs
     (weight bits x input bits). The network's own input is an 8-bit image and is not quantized again.
 
     Examples

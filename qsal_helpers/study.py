@@ -606,7 +606,7 @@ def plan() -> dict[str, list[Run]]:
         "long-cifar10": [dataclasses.replace(cifar10, precision=p, epochs=24, bfloat16=True) for p in ("fp32", *low)],
         # Does a training in bfloat16 end where one in float32 does?
         "bfloat16": [
-            dataclasses.replace(cifar10, precision="w2a2", bfloat16=True),
+            *(dataclasses.replace(cifar10, precision=p, bfloat16=True) for p in ("fp32", "w2a2")),
             *(Run(size="mini", precision=p, bfloat16=True, seed=s) for s in range(5) for p in ("fp32", *low)),
         ],
         # As many steps as the official sets' 8 epochs, on the small sets' images.

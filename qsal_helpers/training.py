@@ -162,9 +162,10 @@ def fit(
         training goes on from the epoch it holds, to the numbers that an undisturbed run gives. It stays at the end.
         Of an objective of your own it holds the attributes that are numbers or tensors.
     bfloat16 : whether the training passes compute convolutions and linear layers in bfloat16 (``torch.autocast``),
-        which is faster where the processor or GPU has instructions for it (``benchmarks/RESULTS.md``). There the levels
-        of quantized layers are rounded to bfloat16, too. Parameters and the optimizer stay float32, and so does every
-        evaluation, validation included.
+        which is faster for dense convolutions where the processor or GPU has instructions for it
+        (``benchmarks/RESULTS.md``); depthwise ones can take longer. There the levels of quantized layers are rounded to
+        bfloat16, too, and so are the logits that an objective of your own sees: write ``model(x).float()``. Parameters
+        and the optimizer stay float32, and so does every evaluation, validation included.
 
     Returns
     -------

@@ -34,6 +34,18 @@ def test_the_loss_is_the_objective_plus_the_divergence_of_the_softened_answers_i
     torch.testing.assert_close(Distilled(teacher, weight=0.7, temperature=temperature)(model, x, y), expected)
 
 
+@pytest.mark.parametrize("change", [1e-3, 1e-2])
+def test_in_bfloat16_the_divergence_of_answers_that_are_nearly_the_same_is_not_lost_in_rounding(change):
+    model, (x, y), nothing = without_dropout(network(0)).float(), batch(), lambda model, x, y: (model(x) * 0).sum()
+    teacher = copy.deepcopy(model)
+    teacher[1].weight.data *= 1 + change
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Distilled(teacher, nothing, temperature=1.0)(model, x.float(), y)
+        answer, wanted = (m(x.float()).double().log_softmax(1) for m in (model, teacher.eval()))
+    expected = (wanted.exp() * (wanted - answer)).sum(1).mean().float()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
 class Answers(nn.Module):
     def __init__(self, logits):
         super().__init__()

@@ -18,6 +18,18 @@ from qsal_helpers.guided import FILLS, RANKINGS, least_salient
 images = functools.partial(normal, dtype=torch.float64)
 
 
+def test_in_bfloat16_a_small_divergence_is_not_lost_in_rounding():
+    torch.manual_seed(0)
+    model, answers, objective = nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), [], SaliencyGuided()
+    model[1].weight.data *= 0.05
+    model.register_forward_hook(lambda model, inputs, output: answers.append(output.double().log_softmax(1)))
+    with torch.autocast("cpu", torch.bfloat16):
+        objective(model, normal(8, 1, 6, 6), torch.arange(8) % 5)
+    wanted, answer = answers
+    expected = (wanted.exp() * (wanted - answer)).sum(1).mean().float()
+    torch.testing.assert_close(objective.terms["divergence"], expected, rtol=1e-3, atol=1e-7)
+
+
 class Lively(nn.Module):
     """Batch-norm, dropout as a module and as a function, and ReLUs, on 1 x 6 x 6 images."""
 
