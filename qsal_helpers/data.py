@@ -153,8 +153,8 @@ class ImageData:
         The images to learn from, and the images kept for the final figure.
     class_names : tuple of str
         What label 0, 1, ... means.
-    mean, std : tuple of float
-        One number a channel, in units of pixel / 255.
+    mean, std : tuple of float, or a tensor or array of them
+        One number a channel, in units of pixel / 255; kept as a tuple.
     mirror : bool
         Whether an image still shows its class when mirrored left to right, so that augmentation may do so.
     """
@@ -176,12 +176,19 @@ class ImageData:
                 raise TypeError(f"{name} must be a Split, got {type(split).__name__}.")
             if split.images.shape[1] != self.in_channels:
                 raise ValueError(f"{name} has {split.images.shape[1]} channels, and train has {self.in_channels}.")
+            size, wanted = (" x ".join(map(str, part.images.shape[2:])) for part in (split, self.train))
+            if size != wanted:
+                raise ValueError(f"{name} has images of {size} pixels, and train of {wanted}.")
             if len(split) and not 0 <= split.labels.min() <= split.labels.max() < self.num_classes:
                 raise ValueError(
                     f"{name} has labels from {split.labels.min()} to {split.labels.max()}, and class_names holds "
                     f"{self.num_classes} names: labels run from 0 to {self.num_classes - 1}."
                 )
-        for name, values in (("mean", self.mean), ("std", self.std)):
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if isinstance(values, (torch.Tensor, np.ndarray)) and values.ndim == 1:
+                values = tuple(values.tolist())
+                object.__setattr__(self, name, values)
             if not isinstance(values, (tuple, list)) or len(values) != self.in_channels:
                 raise ValueError(
                     f"{name} must be a tuple: one number for each of the {self.in_channels} channels of images "

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import check_choice, check_flag, check_floats, check_model, check_whole
+from ._arguments import check_choice, check_flag, check_floats, check_model, check_whole, first_line
 from ._forward import evaluation_mode
 
 SCHEMES = ("sawb", "dorefa", "minmax")
@@ -581,7 +581,7 @@ def execution_order(model: nn.Module) -> list[str]:
         graph = _Tracer().trace(model)
     except Exception as error:  # torch.fx raises many kinds, all meaning "not traceable"
         warnings.warn(
-            f"{type(model).__name__} cannot be traced ({type(error).__name__}), so its layers are taken in order of "
+            f"{type(model).__name__} cannot be traced ({first_line(error)}), so its layers are taken in order of "
             "definition, the first and the last as the end layers, and ReLUs called as functions stay in float; "
             "Precision(layers=...) sets single layers",
             stacklevel=3,

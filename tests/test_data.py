@@ -225,15 +225,26 @@ def test_the_advice_on_a_missing_set_names_the_folder_that_was_asked_for(tmp_pat
 
 def test_a_data_set_whose_parts_do_not_belong_together_is_refused():
     good, colour = numbered(6), numbered(6, channels=3)
+    small = Split(good.test.images[:, :, :3], good.test.labels)
     parts = {f.name: getattr(good, f.name) for f in dataclasses.fields(good)}
     for wrong, kind, said in (
         ({"test": None}, TypeError, "test must be a Split"),
         ({"test": colour.test}, ValueError, "test has 3 channels, and train has 1"),
+        ({"test": small}, ValueError, "test has images of 3 x 4 pixels, and train of 4 x 4"),
         ({"class_names": ("a", "b")}, ValueError, "train has labels from 0 to 5, and class_names holds 2 names"),
     ):
         with pytest.raises(kind, match=said) as caught:
             ImageData(**parts | wrong)
         one_sentence(caught)
+
+
+def test_means_and_deviations_may_come_as_tensors_or_arrays():
+    train = numbered(6, channels=3).train
+    pixels = train.images / 255
+    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
+    for kind in (lambda values: values, torch.Tensor.numpy, torch.Tensor.tolist):
+        data = ImageData("mine", train, train, tuple("abcdef"), kind(mean), kind(std))
+        assert (tuple(data.mean), tuple(data.std)) == (tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def test_importing_the_module_and_reading_a_mini_set_imports_no_heavy_package():

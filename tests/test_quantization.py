@@ -737,7 +737,7 @@ def test_a_relu_called_as_a_function_is_refused_with_a_sentence(relu):
 
 
 def test_a_network_that_branches_on_its_data_is_converted_with_a_warning():
-    with pytest.warns(UserWarning, match="BranchingNet cannot be traced .* order of definition"):
+    with pytest.warns(UserWarning, match="BranchingNet cannot be traced .*control flow.* order of definition"):
         model = quantize(BranchingNet(), Precision(4, 2, last=3))
     assert isinstance(model.fc1, QuantLinear) and isinstance(model.relu, PACT)
     # Nothing says what its layers read, so these are the bits asked for.
