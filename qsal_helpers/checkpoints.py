@@ -39,8 +39,8 @@ def save_model(model: nn.Module, path: str | os.PathLike, /, *, half: bool = Fal
     path : the file; ``.safetensors`` is the usual ending. An older file of that name is replaced.
     half : store the weights of convolutions and linear layers in 16 bits, for about half the bytes. Statistics, biases
         and alphas keep theirs. `load_model` gives float32 again, with the weights rounded to 11 significant bits. A
-        weight of a quantized layer that lies on the border between two levels can change its level by that: a few
-        predictions of a thousand did. A model of another dtype is stored as it is.
+        weight of a quantized layer that lies on the border between two levels can change its level by that: up to 8
+        predictions of a thousand changed. A model of another dtype is stored as it is.
     notes : anything worth remembering, such as ``epochs=5`` or ``accuracy=0.91``; plain JSON values.
 
     Raises
