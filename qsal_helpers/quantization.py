@@ -590,9 +590,11 @@ def execution_order(model: nn.Module) -> list[str]:
     functions = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}
     calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
     if found := [node for node in calls if node.target in functions]:
+        inside = [list((node.meta.get("nn_module_stack") or {"": ("", type(model))}).values())[-1][1] for node in found]
+        places = ", ".join(dict.fromkeys(f"{kind.__name__}.forward" for kind in inside))
         raise ValueError(
-            f"{type(model).__name__} calls ReLU as a function {len(found)} times; give each its own nn.ReLU() module, "
-            "so that it can be replaced by PACT"
+            f"{type(model).__name__} calls ReLU as a function {len(found)} times, in {places}; give each its own "
+            "nn.ReLU() module, so that it can be replaced by PACT"
         )
     _refuse_overwriting(model, graph)
     modules = [node.target for node in graph.nodes if node.op == "call_module"]
@@ -744,14 +746,16 @@ def _heed_real_inputs(model: nn.Module) -> None:
 
 
 def _input_bits(model: nn.Module) -> dict[str, int]:
-    """Return the bits of the numbers that each layer reads, 32 if nothing rounds them; {} if it cannot be traced.
+    """Return the bits of the numbers that each layer reads, 32 if nothing rounds them.
 
-    The image does not count, for `quantize` leaves it as it is. A mean of rounded numbers counts as rounded.
+    The image does not count, for `quantize` leaves it as it is. A mean of rounded numbers counts as rounded. Of a model
+    that cannot be traced nothing is known, unless there is no PACT in it: then only the first layer's image is rounded.
     """
     try:
         graph = _Tracer().trace(model)
     except Exception:  # torch.fx raises many kinds; execution_order has warned of it already
-        return {}
+        layers = [name for name, module in model.named_modules() if isinstance(module, (QuantConv2d, QuantLinear))]
+        return {} if any(isinstance(m, PACT) for m in model.modules()) else dict.fromkeys(layers[1:], 32)
     bits: dict[torch.fx.Node, int] = {}
     found: dict[str, int] = {}
     for node in graph.nodes:

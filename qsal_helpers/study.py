@@ -35,12 +35,12 @@ from ._arguments import check_choice, check_whole
 from ._forward import evaluation_mode
 from ._random import seeded
 from .checkpoints import _write, load_model, save_model
-from .data import ImageData, load_data
+from .data import _CLASS_NAMES, ImageData, load_data
 from .distillation import Distilled
 from .evidence import chosen, compare
-from .guided import SaliencyGuided
+from .guided import FILLS, RANKINGS, SaliencyGuided
 from .machine import _cores
-from .models import build_model
+from .models import _BUILDERS, build_model
 from .quantization import SCHEMES, Precision, describe, quantize
 from .saliency import device_of, explained_classes, saliency_map
 from .training import History, Objective, cross_entropy, evaluate, fit
@@ -70,6 +70,17 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "published-detached": {"detach_clean": True},
     "published-train": {"eval_saliency": False},
     "published-loss": {"saliency": "loss", "eval_saliency": False},
+}
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "data": tuple(_CLASS_NAMES),
+    "model": tuple(_BUILDERS),
+    "scheme": SCHEMES,
+    "objective": ("plain", "guided", *_PUBLISHED),
+    "rank_by": RANKINGS,
+    "fill": FILLS,
+    "saliency": ("loss", "logit"),
+    "start": ("scratch", "twin"),
+    **dict.fromkeys(("distilled", "augment", "bfloat16"), (True, False)),
 }
 
 
@@ -159,7 +170,7 @@ class Run:
 
     def check(self) -> None:
         """Raise `ValueError` for what could not be run, before a twin is trained for it."""
-        check_choice(self.start, "start", ("scratch", "twin"))
+        check_choice(self.start, "start", _CHOICES["start"])
         check_choice(self.scheme, "scheme", SCHEMES)
         check_whole(self.explained, "explained")
         self._bits()
@@ -182,7 +193,7 @@ class Run:
 
     def build_objective(self, twin: nn.Module | None = None) -> Objective:
         """Return what `fit` minimises; `twin` is the teacher of a distilled run."""
-        check_choice(self.objective, "objective", ("plain", "guided", *_PUBLISHED))
+        check_choice(self.objective, "objective", _CHOICES["objective"])
         objective: Objective = cross_entropy
         if self.objective == "guided":
             objective = SaliencyGuided(
@@ -866,6 +877,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Do what the command line says; end with a sentence where a record is damaged or the work is interrupted."""
     try:
         _command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads our lines, such as `head`, has seen enough; the interpreter would try once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RecordError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
@@ -891,12 +905,11 @@ def _command(arguments: list[str] | None) -> None:
     parser.add_argument("--seeds", type=int, help="only the plan's runs with a seed below this")
     one = parser.add_argument_group("one run of your own instead of the plan's; see qsal_helpers.study.Run")
     for field in dataclasses.fields(Run):
-        kind, choices = type(field.default), None
-        if kind is bool:
-            kind, choices = (lambda text: {"True": True, "False": False}.get(text, text)), (True, False)
+        kind = type(field.default)
+        kind = (lambda text: {"True": True, "False": False}.get(text, text)) if kind is bool else kind
         kind = (lambda text: int(text) if text.isdigit() else text) if field.name == "size" else kind
         option = f"--{field.name.replace('_', '-')}"
-        one.add_argument(option, type=kind, choices=choices, help=f"default {field.default}")
+        one.add_argument(option, type=kind, choices=_CHOICES.get(field.name), help=f"default {field.default}")
     given = parser.parse_args(arguments)
     if given.workers is not None and given.workers < 1:
         parser.error(f"--workers must be at least 1; got {given.workers}")

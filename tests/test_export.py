@@ -727,6 +727,19 @@ def test_a_float32_file_gives_the_logits_of_torch(precision, relu, tmp_path):
     assert abs(found - expected).max() < 1e-4 * abs(expected).max()
 
 
+@pytest.mark.parametrize("storage", ["packed", "float32"])
+@pytest.mark.parametrize("scheme", ["sawb", "dorefa", "minmax"])
+@pytest.mark.parametrize("precision", ["w2a2", "mixed-4/2", "w3a4", "w6a4"])
+@pytest.mark.parametrize("name", ["lenet5", "resnet20"])
+def test_a_session_without_any_option_gives_a_float_file_s_logits(name, precision, scheme, storage, tmp_path):
+    data = random_data(1, 28)
+    model = align_biases(stirred(quantize(build_model(name), precision, scheme)), data)
+    path, images = save_onnx(model, tmp_path / "net.onnx", data, storage), {"image": data.test.images.numpy()}
+    plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, images)[0]
+    ours = onnx_session(path).run(None, images)[0]
+    assert abs(plain - ours).max() < 1e-5 * abs(ours).max()
+
+
 @pytest.mark.parametrize("vnni", [True, False])
 @pytest.mark.parametrize("storage", ["int8", "packed"])
 def test_a_session_has_the_options_that_keep_its_results_right(storage, vnni, tmp_path, monkeypatch):
@@ -832,9 +845,7 @@ def test_the_readme_s_model_becomes_a_2_bit_file_that_runs_without_torch(bare_py
 import importlib.util
 import numpy as np
 import onnxruntime
-options = onnxruntime.SessionOptions()
-options.add_session_config_entry("session.disable_quant_qdq", "1")
-session = onnxruntime.InferenceSession("net.onnx", options)
+session = onnxruntime.InferenceSession("net.onnx")
 np.save("logits.npy", session.run(None, {"image": np.load("images.npy")})[0])
 print([name for name in ("torch", "onnx", "ml_dtypes", "qsal_helpers") if importlib.util.find_spec(name)])
 """

@@ -732,8 +732,15 @@ def test_a_converted_layer_computes_with_its_quantized_weight_and_its_own_option
     ],
 )
 def test_a_relu_called_as_a_function_is_refused_with_a_sentence(relu):
-    with pytest.raises(ValueError, match=r"FunctionalNet calls ReLU as a function 1 times; give each its own nn.ReLU"):
+    place = r"FunctionalNet calls ReLU as a function 1 times, in FunctionalNet\.forward; give each its own nn.ReLU"
+    with pytest.raises(ValueError, match=place):
         quantize(FunctionalNet(relu), "w4a4")
+
+
+def test_the_classes_that_call_a_relu_as_a_function_are_named_once_each():
+    model = nn.Sequential(FunctionalNet(F.relu), nn.Sequential(FunctionalNet(F.relu), FunctionalNet(torch.relu)))
+    with pytest.raises(ValueError, match=r"Sequential calls ReLU as a function 3 times, in FunctionalNet\.forward;"):
+        quantize(model, "w4a4")
 
 
 def test_a_network_that_branches_on_its_data_is_converted_with_a_warning():
@@ -742,6 +749,14 @@ def test_a_network_that_branches_on_its_data_is_converted_with_a_warning():
     assert isinstance(model.fc1, QuantLinear) and isinstance(model.relu, PACT)
     # Nothing says what its layers read, so these are the bits asked for.
     assert [(row["weight_bits"], row["activation_bits"]) for row in describe(model)] == [(8, 8), (3, 3)]
+
+
+def test_a_network_that_branches_and_has_no_relu_module_rounds_no_activation_but_the_image():
+    float_model = BranchingNet()
+    float_model.relu = nn.Tanh()
+    with pytest.warns(UserWarning, match="cannot be traced"), pytest.warns(UserWarning, match=r"^fc2 .* float numbers"):
+        model = quantize(float_model, "w2a2")
+    assert [row["activation_bits"] for row in describe(model)] == [8, 32]
 
 
 def test_a_model_with_nothing_to_quantize_or_quantized_already_is_refused():

@@ -521,6 +521,20 @@ def test_the_agreement_of_a_group_and_its_twins_becomes_a_table_of_its_own(done,
     assert pd.read_csv(path).equals(agreement([good, other, twin], tmp_path, progress=False))
 
 
+def test_a_word_that_a_field_does_not_know_is_refused_before_a_record_is_made(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        study.main(["run", "--folder", str(tmp_path / "new"), "--objective", "guide"])
+    assert "choose from 'plain', 'guided'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_list_that_is_not_read_to_its_end_ends_without_a_word():
+    listing = [sys.executable, "-m", "qsal_helpers.study", "list"]
+    process = subprocess.Popen(listing, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+
+
 def test_agreement_refuses_options_that_it_would_not_heed():
     with pytest.raises(SystemExit):
         study.main(["agree", "--seeds", "1"])

@@ -252,8 +252,8 @@ for precision in ("w8a8", "w2a2"):
 
 # %% [markdown]
 # Compare with the figure: where the bar of what is seen stays at or below the line of int16, no sum is wrong. Where it
-# does not, a tenth of wrong sums costs more than half of the right answers: each is wrong by 65,536 or a multiple of
-# it, not by 1.
+# does not, about a tenth of wrong sums costs about half of the right answers, or more: each is wrong by 65,536 or a
+# multiple of it, not by 1.
 
 # %% [markdown]
 # ## Back to two bits
@@ -502,9 +502,7 @@ print(f"float weights would take {4 * sum(layer['parameters'] for layer in descr
 program = """
 import sys
 import numpy as np, onnxruntime
-options = onnxruntime.SessionOptions()
-options.add_session_config_entry("session.disable_quant_qdq", "1")
-session = onnxruntime.InferenceSession(sys.argv[1], options)
+session = onnxruntime.InferenceSession(sys.argv[1])
 logits = session.run(None, {"image": np.load(sys.argv[2])})[0]
 print("classes:", logits.argmax(1), " torch was imported:", "torch" in sys.modules)
 """
@@ -517,11 +515,6 @@ with torch.no_grad():
     print("torch:  ", two(data.normalise(data.test.images[:8])).argmax(1).numpy())
 
 # %% [markdown]
-# What is the option for? Without it, onnxruntime may turn a float layer between two quantized ones into an integer
-# layer by itself, and then rounds its bias to a coarse grid. With few bits that changes answers. `onnx_session` sets
-# it for packed and float files. For the int8 files below it must stay off: their biases are whole numbers already, and
-# it would keep onnxruntime from its integer routines.
-#
 # There are two ways to store low-bit weights:
 #
 # - "packed": each in its own bits, two or four to a byte. onnxruntime unpacks them and computes in float32.
@@ -558,8 +551,8 @@ def agreement(model):
 pd.DataFrame({precision: agreement(models[precision]) for precision in ("w8a8", "w4a4", "w2a2")}).T
 
 # %% [markdown]
-# Were both numbers complete, the two would compute the same. Here the second never is, and in the int8 file even the
-# first misses one image twice. What happened?
+# Were both numbers complete, the two would compute the same. Here the second often is not, and in the int8 file even
+# the first may miss an image or two. What happened?
 #
 # torch adds floats, and each addition is off by a ten-millionth or so. That is far less than a step. But an activation
 # is rounded to a level, and if its sum lies on the border between two levels, a ten-millionth decides. One level more
@@ -590,8 +583,9 @@ for name in places:
     print(f"{name:11} {places[name][worst].round(3)}  closest of all filters: {closest[name].min():.4f}")
 
 # %% [markdown]
-# In the run printed here a border lay at 30.999, a thousandth of a step below the sum 31. Now it lies at 31.058. So a
-# sum of 31 changes sides: it was rounded up, and now it is rounded down. That is safe, but it is another network.
+# The printed filter is the one with the border closest to a whole number. Now every border keeps its distance. Some had
+# to move past a whole number. A sum of just that size then changes sides: it was rounded up, and now it is rounded
+# down, or the reverse. That is safe, but it is another network.
 #
 # `align_biases` keeps the borders away from the whole numbers, for each filter of each layer, and at the same time
 # makes the biases such as the int8 routines can express. Where a filter has too many borders for a good place, it also
@@ -687,8 +681,8 @@ table("vgg_small")
 #   and what is not weights (see "The file, byte by byte"), keep it from the full factor of 16. In int8 files each
 #   weight takes a byte, whatever its bits.
 # - **ms** is this machine, this version of onnxruntime, one thread. Compare rows, not with other machines. "int8" is
-#   what its routines are made for, so all bit widths in int8 take about the same time. "packed" is unpacked to floats
-#   once, when the session opens: small files, and no gain in time.
+#   what its routines are made for, so the bit width changes the time in int8 only a little. "packed" is unpacked to
+#   floats once, when `onnx_session` opens the file: small files, and no gain in time.
 # - **peak memory** is that of the whole process above onnxruntime's own. It holds weights, activations and working
 #   space; packed weights are unpacked in memory, so there it does not follow the bits. NaN: this system does not tell.
 # - **accuracy** is on the test images, of one training.
@@ -703,14 +697,14 @@ for column in ("ms, 1 image", "ms, 64 images"):
 
 # %% [markdown]
 # Read your own lines; these are of the machine that made the printed ones. There the larger network gains: `vgg_small`
-# takes about a third of the time in int8. Our CNN is about even with fp32 for one image and takes about a third longer
-# for 64. `lenet5` takes about half as long again, or more, in both.
+# takes about a third of the time in int8. Our CNN is about even with fp32: here a little faster, in an earlier run, on
+# another machine, up to a third slower. `lenet5` takes about half as long again, or more, in both.
 #
-# Why do small networks gain nothing? A likely part of it: the normalisation and `conv1` stay in floats, and onnxruntime
-# 1.31 is slow at max-pooling 8-bit numbers (`benchmarks/RESULTS.md`).
+# Why do small networks gain so little? A likely part of it: the normalisation and `conv1` stay in floats, and
+# onnxruntime 1.31 is slow at max-pooling 8-bit numbers (`benchmarks/RESULTS.md`).
 #
-# Packed files take a few hundredths to a sixth longer than fp32: by then their weights are floats, and the activations
-# are rounded in addition.
+# Packed files take somewhat longer than fp32, too: by then their weights are floats, and the activations are rounded in
+# addition.
 
 # %% [markdown]
 # ## Two numbers that are not measured
@@ -742,7 +736,7 @@ pd.DataFrame({name: estimates(models[name]) for name in ("fp32", "w8a8", "w4a4",
 
 # %% [markdown]
 # Set the first column beside the milliseconds: the estimate falls to about a tenth from 8 bits to 2, the time in int8
-# hardly moves. In our packed files everything is computed in float32, in the int8 files in 8 bits but for the first
+# changes far less. In our packed files everything is computed in float32, in the int8 files in 8 bits but for the first
 # layer. (onnxruntime has a matrix product that reads 2-bit weights, MatMulNBits. That one computes in 8 bits or in
 # floats, too.)
 #
@@ -890,12 +884,12 @@ pd.DataFrame({label: {name: np.median(v) for name, v in rows.items()} for label,
 # In the figure a dot is the median over the images (the table holds these), the thick line the middle half, the thin
 # one nine tenths, and the dashed line the random map's median.
 #
-# The integers repeat the network that they were made from. The file holds the aligned network, so its map moves a
+# The integers repeat the network that they were made from. The file holds the aligned network, so its map may move a
 # little. Both are little against what separates a 2-bit network from fp32, and that was there after training.
 #
-# Do 2 bits look where fp32 looks? About as much as another fp32 network does: the rows of w2a2 and of the twin are
-# close. With 4 bits the map is nearer. As in lesson 03 the twin is at a disadvantage, because w4a4 and w2a2 share
-# fp32's first weights. And this is one training of each kind.
+# Do 2 bits look where fp32 looks? Nearly as much as another fp32 network does: the medians of w2a2 lie a little below
+# the twin's, and the middle halves overlap. With 4 bits the map is nearer. As in lesson 03 the twin is at a
+# disadvantage, because w4a4 and w2a2 share fp32's first weights. And this is one training of each kind.
 
 # %% [markdown]
 # ## Choose a file
@@ -929,8 +923,9 @@ widgets.deployment_panel(some_images.numpy(), some_labels.tolist(), data.class_n
 # %% [markdown]
 # **What to notice.** With 4 and 2 bits the storage moves the bytes; with 8 both files are nearly of one size.
 # Prediction and map it leaves as they are, or nearly. With fewer bits the map moves. In the run printed here the
-# milliseconds hardly move: the network is small. So if the file must be small, take 2 bits, packed; if it must be fast,
-# measure a larger network first. A map in this panel is scaled to its own largest values: compare shapes.
+# milliseconds move far less than the bytes: the network is small. So if the file must be small, take 2 bits, packed; if
+# it must be fast, measure a larger network first. A map in this panel is scaled to its own largest values: compare
+# shapes.
 
 # %% [markdown]
 # ## Exercises
@@ -958,7 +953,7 @@ for file in ("fp32", "2 bits, int8", "2 bits, packed"):
 # <details><summary>What to look for</summary>
 #
 # The entropy cannot exceed 2. The further it lies below, the more a compressor may gain. `fc1` wastes the most, about a
-# fifth of a bit a weight, and nine tenths of the weights are there. SAWB spreads them over all four levels, so there
+# quarter of a bit a weight, and nine tenths of the weights are there. SAWB spreads them over all four levels, so there
 # is not much more to gain. Look at the second file: 2-bit codes in bytes, unpacked. A compressor
 # finds the six idle bits by itself, so a *download* may be small without packing. But to run, the file has to be
 # decompressed to its full size, and the memory of the device sees that.
