@@ -25,7 +25,9 @@ def logits_of(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
         raise
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"the model must return logits of shape (B, classes); it returned {shape}")
+        raise ValueError(
+            f"the model must return logits of shape (B, classes); it returned {shape} (wrap it in a module that does)"
+        )
     # On a GPU reading the labels would stall the queue.
     if y is not None and y.device.type == "cpu" and len(y) and (last := int(y.max())) >= logits.shape[1]:
         raise ValueError(f"labels up to {last} need a model with {last + 1} outputs; this one has {logits.shape[1]}")

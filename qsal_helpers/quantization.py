@@ -722,10 +722,13 @@ def _heed_real_inputs(model: nn.Module) -> None:
         if real and real != asked:
             (floating if real == 32 else wide if real > asked else narrow).append(f"{name} ({asked} bits)")
         layer.activation_bits = real or max(asked, 8)  # an image has 8
+    # A layer by its name; of a block that holds other layers, too, only the weights of its own.
     others = [
-        name or "its own parameters"
+        f"{name}.{own}".lstrip(".") if list(module.children()) or not name else name
         for name, module in model.named_modules()
-        if not isinstance(module, (QuantConv2d, QuantLinear)) and any(p.dim() > 1 for p in module.parameters(False))
+        if not isinstance(module, (QuantConv2d, QuantLinear))
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() > 1
     ]
     for names, what in (
         (wide, "read more bits than asked for: their ReLU serves other layers, too; give each use its own nn.ReLU"),
@@ -740,7 +743,7 @@ def _heed_real_inputs(model: nn.Module) -> None:
         ),
         (others, "stay in float: quantize converts the Conv2d and Linear layers that forward itself calls"),
     ):
-        if names:
+        if names := list(dict.fromkeys(names)):
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             warnings.warn(f"{shown} of {type(model).__name__} {what}", stacklevel=3)
 

@@ -265,6 +265,10 @@ def fit(
             step = history.epochs * (steps // epochs)
             bar.update(step)
         try:
+            if len(held_out):
+                # What validation would refuse is told of now, not an epoch later.
+                with torch.no_grad(), evaluation_mode(model), random_state_kept(device):
+                    logits_of(model, data.normalise(held_out.images[:2]))
             for epoch in range(history.epochs + 1, epochs + 1):
                 started = time.perf_counter()
                 model.train()

@@ -1227,6 +1227,21 @@ def test_weights_that_no_quantizer_reaches_are_warned_of_by_name():
         quantize(model, "w4a4")
 
 
+def test_of_a_block_only_the_weights_of_its_own_are_said_to_stay_in_float():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain, self.fc, self.rows = nn.Parameter(torch.ones(4, 1)), nn.Linear(3, 3), nn.LSTM(3, 3)
+
+        def forward(self, x):
+            return self.rows(self.fc(x) * self.gain)[0]
+
+    with pytest.warns(UserWarning, match=r"^gain, rows of Scaled stay in float"):
+        quantize(Scaled(), "w4a4")
+    with pytest.warns(UserWarning, match=r"^1\.gain, 1\.rows of Sequential stay in float"):
+        quantize(nn.Sequential(nn.Linear(3, 3), Scaled()), "w4a4")
+
+
 def test_layers_that_stay_in_float_inside_a_module_of_torch_are_warned_of_by_name():
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.TransformerEncoderLayer(8, 2, 16), nn.ReLU(), nn.Linear(8, 2))
     with pytest.warns(UserWarning, match=r"2\.linear1, 2\.linear2 of Sequential stay in float"):

@@ -917,6 +917,17 @@ def test_a_model_that_returns_no_logits_is_neither_evaluated_nor_trained(answer,
             use()
 
 
+def test_a_model_that_validation_would_refuse_is_refused_before_the_first_step():
+    class Named(nn.Linear):
+        def forward(self, x):
+            return {"logits": super().forward(x.flatten(1))}
+
+    own = lambda model, x, y: F.cross_entropy(model(x)["logits"], y)
+    with pytest.raises(ValueError, match=r"it returned a dict \(wrap it"):
+        run(Named(64, 3), objective=own, callback_every=1, callback=lambda progress: pytest.fail("it trained"))
+    assert run(Named(64, 3), objective=own, validation=0.0).epochs
+
+
 def test_a_resume_file_in_a_folder_that_is_missing_is_refused_before_training(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere' of the resume file does not exist; make it first"):
         run(net(), resume=tmp_path / "nowhere" / "a.pt", callback=lambda progress: pytest.fail("it trained"))
