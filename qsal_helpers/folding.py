@@ -16,7 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from ._arguments import check_model, first_line
 from .data import ImageData
-from .quantization import PACT, _has_zero, _refuse_overwriting, _Tracer, weight_codes
+from .quantization import PACT, _caller, _has_zero, _refuse_overwriting, _Tracer, weight_codes
 
 _IGNORED = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -188,10 +188,12 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
         return "pad", None, {"widths": tuple((flat[i], flat[i + 1]) for i in (6, 4, 2, 0))}
     if target is operator.getitem and _slices_channels_and_pixels(args[1]):
         return "slice", None, {"slices": args[1]}
-    what = getattr(target, "__name__", target) if module is None else f"{type(module).__name__}({module.extra_repr()})"
+    what = f"{getattr(target, '__name__', target)} in {_caller(node)}"
+    if module is not None:
+        what = f"{target}, {type(module).__name__}({module.extra_repr()}),"
     raise ValueError(
-        f"{node.name} cannot be exported: {what} is not among the operations that are known here: Conv2d, Linear, "
-        "batch-norm, PACT, ReLU, ReLU6, max and average pooling as modules, flatten, sums of two, padding, slices"
+        f"{what} cannot be exported: it is not among the operations that are known here: Conv2d, Linear, batch-norm, "
+        "PACT, ReLU, ReLU6, max and average pooling as modules, flatten, sums of two, padding with zeros, slices"
     )
 
 

@@ -590,8 +590,7 @@ def execution_order(model: nn.Module) -> list[str]:
     functions = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}
     calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
     if found := [node for node in calls if node.target in functions]:
-        inside = [list((node.meta.get("nn_module_stack") or {"": ("", type(model))}).values())[-1][1] for node in found]
-        places = ", ".join(dict.fromkeys(f"{kind.__name__}.forward" for kind in inside))
+        places = ", ".join(dict.fromkeys(map(_caller, found)))
         raise ValueError(
             f"{type(model).__name__} calls ReLU as a function {len(found)} times, in {places}; give each its own "
             "nn.ReLU() module, so that it can be replaced by PACT"
@@ -599,6 +598,12 @@ def execution_order(model: nn.Module) -> list[str]:
     _refuse_overwriting(model, graph)
     modules = [node.target for node in graph.nodes if node.op == "call_module"]
     return [name for name in modules if isinstance(model.get_submodule(name), _LEAVES)]
+
+
+def _caller(node: torch.fx.Node) -> str:
+    """Return which forward calls a function: "Block.forward", or "forward" if it is the traced model's own."""
+    stack = node.meta.get("nn_module_stack")
+    return f"{list(stack.values())[-1][1].__name__}.forward" if stack else "forward"
 
 
 def _refuse_overwriting(model: nn.Module, graph: torch.fx.Graph) -> None:

@@ -732,7 +732,7 @@ def test_a_converted_layer_computes_with_its_quantized_weight_and_its_own_option
     ],
 )
 def test_a_relu_called_as_a_function_is_refused_with_a_sentence(relu):
-    place = r"FunctionalNet calls ReLU as a function 1 times, in FunctionalNet\.forward; give each its own nn.ReLU"
+    place = r"FunctionalNet calls ReLU as a function 1 times, in forward; give each its own nn.ReLU"
     with pytest.raises(ValueError, match=place):
         quantize(FunctionalNet(relu), "w4a4")
 
