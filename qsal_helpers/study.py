@@ -593,6 +593,9 @@ def plan() -> dict[str, list[Run]]:
     low = ("w4a4", "w2a2")
     some = lambda seeds=3, **fields: [Run(precision=p, seed=s, **fields) for p in low for s in range(seeds)]
     cifar10 = Run("cifar10", model="resnet20", augment=True, explained=200, epochs=6)
+    photographs = [
+        dataclasses.replace(cifar10, precision=p, objective=o) for o in ("plain", "guided") for p in PRECISIONS
+    ]
     ratios = (0.25, 0.75)
     return {
         **{
@@ -600,9 +603,7 @@ def plan() -> dict[str, list[Run]]:
             for size, suffix in (("mini", "-mini"), ("full", ""))
             for name in ("fashion-mnist", "mnist")
         },
-        "cifar10": [
-            dataclasses.replace(cifar10, precision=p, objective=o) for o in ("plain", "guided") for p in PRECISIONS
-        ],
+        "cifar10": photographs,
         "long": [
             Run(name, precision=p, augment=True, epochs=24, seed=seed)
             for seed in range(3)
@@ -614,7 +615,11 @@ def plan() -> dict[str, list[Run]]:
             Run(name, precision=p, augment=True, epochs=24, start="twin", distilled=True)
             for name, p in (("mnist", "w2a2"), ("fashion-mnist", "w4a4"))
         ],
-        "long-cifar10": [dataclasses.replace(cifar10, precision=p, epochs=24, bfloat16=True) for p in ("fp32", *low)],
+        "long-cifar10": [dataclasses.replace(run, epochs=24, bfloat16=True) for run in photographs],
+        # What a GPU would be used for; two cores take a day and a half.
+        "gpu-cifar10": [
+            dataclasses.replace(run, epochs=60, bfloat16=True, seed=s) for s in range(3) for run in photographs
+        ],
         # Does a training in bfloat16 end where one in float32 does?
         "bfloat16": [
             *(dataclasses.replace(cifar10, precision=p, bfloat16=True) for p in ("fp32", "w2a2")),
