@@ -53,8 +53,9 @@ def save_onnx(model: nn.Module, path: str | os.PathLike, data: ImageData, storag
           computed in float32.
         - "float32": weights as floats; also for models that are not quantized.
 
-        Any session of onnxruntime runs the files. For the last two, one with ``session.disable_quant_qdq`` at "1", as
-        `onnx_session` sets it, is 1.5 to 4 times as fast: among other things, it unpacks the weights only once.
+        `onnx_session` sets the right options. In a session of your own, "int8" needs ``session.x64quantprecision`` at
+        "1" on x86 processors without VNNI, or sums saturate. The other two give the same logits in any session, and run
+        1.5 to 4 times as fast with ``session.disable_quant_qdq`` at "1", which unpacks the weights only once.
 
     Returns
     -------
