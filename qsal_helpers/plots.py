@@ -889,7 +889,7 @@ def plot_weight_grids(grids: dict[str, tuple[np.ndarray, np.ndarray]]) -> Pictur
     for ax, (title, (w, quantized)) in zip(axes[0], grids.items(), strict=True):
         _draw_weights(ax, w, quantized)
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
-        ax.set_title(title)
+        ax.set(title=title, xlabel="weight (lines: the levels)")
     return figure
 
 
@@ -1462,8 +1462,8 @@ def plot_training_now(images: np.ndarray, frames: Sequence[Frame], steps: int) -
         if name in frames[-1].terms:
             colour = COLOURS["guided" if name == "divergence" else "plain"]
             values = [frame.terms.get(name, np.nan) for frame in frames]
-            ax.plot(at, values, f"{marker}-", color=colour, markersize=4, label=name.replace("_", " "))
-    ax.set(title="terms of the loss", xlabel="batch", ylabel="nats", xlim=(0, steps), ylim=(0, None))
+            ax.plot(at, values, f"{marker}-", color=colour, markersize=4, label=name.replace("_", "-"))
+    ax.set(title="terms of the loss", xlabel="batch", ylabel="nats", xlim=(0, 1.02 * steps), ylim=(0, None))
     ax.legend(loc="upper right", fontsize=10)
     return figure
 

@@ -10,7 +10,7 @@
 # - write PACT, derive the gradient of its clip, and name a trap in writing it with `torch.clamp`;
 # - train a network at 4 and 2 bits, and compare it fairly with its float twin and with fixed clips;
 # - say what pushes a clip up, what pulls it down, and how fast;
-# - compare two weight quantizers, and find out which layers bear 2 bits.
+# - compare two weight quantizers, and ask which layers bear 2 bits.
 
 # %% [markdown]
 # ## What you need first
@@ -408,12 +408,12 @@ for precision, other in (("w4a4", "fp32"), ("w2a2", "fp32"), ("w2a2", "w4a4")):
 
 # %% [markdown]
 # Now hold the differences of the twins against it: none is twice as large. So on this data, with this network, two
-# seeds cannot tell 4 bits from float, nor 2 bits, nor the two from each other. On average w4a4 gained 0.18 points and
-# w2a2 0.10; the figure rounds. How large a loss may still hide behind the seeds, two seeds cannot say: that takes more
-# of them, and more test images.
+# seeds cannot tell 4 bits from float, nor 2 bits, nor the two from each other. (On another kind of processor the mean
+# of w4a4 lay 0.2 points above its twins'; here it lies 0.4 below.) How large a loss may still hide behind the seeds,
+# two seeds cannot say: that takes more of them, and more test images.
 #
 # For comparison, the PACT paper with ResNet-20 on CIFAR-10, 200 epochs: 91.6 % in full precision, 91.3 % at 4 bits,
-# 89.7 % at 2 bits. On that harder task 4 bits cost next to nothing as well, and 2 bits cost about two points.
+# 89.7 % at 2 bits. On that harder task 4 bits cost 0.3 points, and 2 bits about two.
 
 # %% [markdown]
 # ## Does alpha have to learn?
@@ -458,13 +458,13 @@ for name, some in runs.items():
 # %% [markdown]
 # Three things stand in the figure and in these numbers, which are the first seed's.
 #
-# - Frozen too small costs accuracy, and learning wins back about two thirds of what was lost.
-# - Frozen at a good value is no worse than learned from there. And neither bad start learned its way to a good one:
-#   from 0.25 they end three and a half points below what was learned from the default, from 10 six. So in a training as
-#   short as this one PACT does not spare the search.
+# - Frozen too small costs accuracy, and learning wins back most of what was lost.
+# - Frozen at a good value and learned from there are too close to tell apart. And neither bad start learned its way to
+#   a good one: from 0.25 they end about three points below what was learned from the default, from 10 about five. So in
+#   a training as short as this one PACT does not spare the search.
 # - Started at 10, frozen or learned, the networks lose points. Alpha hardly moves, so the two kinds are nearly the
-#   same, and what lies between their accuracies is mostly chance. Two seeds of one setting lie up to three points apart
-#   here. Do not read anything into differences of that size.
+#   same, and what lies between their accuracies may well be chance: two seeds of one setting can lie two points apart
+#   here. Do not read anything into differences of one or two points.
 #
 # From 0.25 all four alphas end higher: where much is clipped the loss pulls hard. (It can pull either way. With the
 # same seed on another kind of processor `relu2` fell to 0.03.) Why then do they hardly move from 10?
@@ -581,7 +581,8 @@ plots.plot_points({"float": float_few} | schemes, "w2a2: two weight quantizers",
 # %% [markdown]
 # It is. With an 8-bit last layer DoReFa falls well behind SAWB, although 8 bits are plenty. The size of the last
 # weights sets the size of the network's outputs, and DoReFa has thrown it away. With the last layer left in float, as
-# in the PACT paper, the gap closes. So the fault was not in the 2-bit layers.
+# in the PACT paper, the gap shrinks to about half a point, which may be chance. So the fault was not in the 2-bit
+# layers.
 
 # %% [markdown]
 # ## Which layer hurts?
@@ -616,9 +617,9 @@ spreads = {name.replace("\n", " "): round(max(v) - min(v), 2) for name, v in ({"
 print("points between the two seeds:", spreads)
 
 # %% [markdown]
-# First the spread: the two float networks alone, "none", lie 1.4 points apart, the other pairs 0.65 to 1.8. No mean
-# lies 1.4 points from the float networks' mean. So do not read a ranking into them. Lesson 06 asks again about the
-# ends, with five seeds.
+# First the spread: the two float networks alone, "none", lie more than a point apart, and so do some of the other
+# pairs. No mean lies as far from the float networks' mean as these two lie from each other. So do not read a ranking
+# into them. Lesson 06 asks again about the ends, with five seeds.
 #
 # In the paper 2-bit ends nearly double the error. Many things differ: our images are easier and grey, our network has
 # five layers instead of twenty, and we leave the network's input, an 8-bit image, as it is. That our figure shows so
@@ -665,8 +666,8 @@ for name, inputs in inputs_of(model, ["relu1", "relu2", "relu3"], data.train.ima
 # - PyTorch's `clamp` changed its slope at the ends; code that relies on it changes with the version.
 # - Trained with the quantizers in place, 4 and 2 bits cost no more here than two seeds can tell from chance.
 # - The loss moves alpha only while something is clipped. Where nothing is, weight decay pulls it down, slowly.
-# - A good fixed clip was as good as a learned one. Learning mended about two thirds of the loss from a clip that was
-#   too small, and nothing from one that was too large: in a short training alpha must start near.
+# - A good fixed clip and a learned one were too close to tell apart. Learning mended most of the loss from a clip that
+#   was too small, and nothing from one that was too large: in a short training alpha must start near.
 # - DoReFa forgets the size of the weights; a layer without batch-norm behind it cannot bear that.
 
 # %% [markdown]

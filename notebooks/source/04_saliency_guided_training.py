@@ -282,7 +282,7 @@ for fill, some in says.items():
     print(f"{fill:8} the class it saw in the whole image keeps a probability of {a_fifth:.2f}, then {a_half:.2f}")
 
 # %% [markdown]
-# Noise takes most away: a fifth of it does more harm (0.68) than half of black (0.83). Black comes next, although much
+# Noise takes most away: a fifth of it does more harm than half of black. Black comes next, although much
 # of what it replaces was black before: holes in the object count. The mean and the blur take least. (Six images are
 # few; exercise 5 takes more.)
 #
@@ -417,7 +417,7 @@ plots.plot_training_now(fixed.images.numpy(), views["guided"].frames, views["gui
 # **What to notice.** The guided network does not give up the background: in both kinds, pink pixels lie on the object
 # and off it. Further down its share of the map even grows.
 #
-# Does the divergence fall? Not here: it starts low and ends higher. Beware of it alone. It is small for a network that
+# Does the divergence fall? Not here: it starts low and stays low. Beware of it alone. It is small for a network that
 # does not need the pixels, and also for one that is not sure of anything. One that guesses guesses the same with and
 # without them.
 #
@@ -441,9 +441,9 @@ for title, rows in harms.items():
     print(f"{title}: half of the pixels replaced moves it by {least:.3f} nats, a random half by {chance:.3f}")
 
 # %% [markdown]
-# On images it was never trained on, the guided network moves by 0.24 nats where the plain one moves by 1.75 (one
-# network of each). But look at the random half, too. How much of the gain is "it no longer needs the *least salient*
-# pixels", and how much is "it no longer minds noise, wherever it is"? Keep the question for exercise 5.
+# On images it was never trained on, the guided network moves by about a quarter of a nat where the plain one moves by
+# about two (one network of each). But look at the random half, too. How much of the gain is "it no longer needs the
+# *least salient* pixels", and how much is "it no longer minds noise, wherever it is"? Keep the question for exercise 5.
 
 # %% [markdown]
 # ## What does it buy, and what does it cost?
@@ -560,27 +560,28 @@ for name in list(plan)[1:]:
 # %% [markdown]
 # What holds for both seeds: the maps become more focused, and a lot steadier by this measure. (Lesson 06 measures the
 # change under much smaller noise. There five seeds of fp32 do not agree.) That was the hope. They are steadier already
-# with a quarter of the pixels; the step in focus is larger than the distance of twins from 50 % on.
+# with a quarter of the pixels; the step in focus is clearly larger than the distance of twins only from 50 % on.
 #
-# What holds as well: the share on the object does *not* rise. It falls, at each ratio by more than two twins differ,
-# with 25 % by little more. A random map has 0.474. The plain maps lie above it, those with 25 % on it, those with 50
-# and 75 % below. A map can become tidier without moving to where we would like to see it.
+# What holds as well: the share on the object does *not* rise. Its mean falls at each ratio. With 50 and 75 % it falls
+# by more than two twins differ; with 25 % the step is about as large as that distance. A random map has what the object
+# has of the area, a little less than half. The plain maps lie above it, those with 50 and 75 % below; those with 25 %
+# are not clearly on either side. A map can become tidier without moving to where we would like to see it.
 #
 # Is that the ranking, or the noise? Lesson 06 masks pixels drawn at random. In fp32 that makes the maps as focused, and
 # takes them as far off the object.
 #
 # And accuracy? Compare each change with its ±, the 95 % interval over the test images. The interval knows nothing of
-# other seeds, and the figure shows how far apart two seeds are. The changes point both ways, and only that of 75 %, a
-# loss, is larger than its ±. Telling a loss of half a point from none takes more images and more seeds than a lesson
-# has.
+# other seeds, and the figure shows how far apart two seeds are. Only that of 75 %, a loss, is larger than its ±, and
+# not by much; two seeds differ by about as much. Telling a loss of half a point from none takes more images and more
+# seeds than a lesson has.
 #
 # ## Where it does not help
 #
-# Now the last two panels. The deletion area of the gradient falls with guidance, from 0.471 to 0.413 at 50 %, which
-# sounds like praise. (It is no more than the two plain networks differ.) The insertion area falls from 0.568 to 0.437,
-# which sounds like blame. Look at the random map before you believe either: it falls with them, from 0.517 to 0.415 and
-# from 0.508 to 0.410. A map of random numbers cannot have become more or less faithful. So the *network* has changed:
-# the guided one gives an image up earlier when pixels are black, in whatever order.
+# Now the last two panels. The deletion area of the gradient falls with guidance, from 0.47 to 0.41 at 50 %, which
+# sounds like praise. The insertion area falls by more than 0.1, which sounds like blame. Look at the random map before
+# you believe either: it falls with them, by about 0.1 in both. A map of random numbers cannot have become more or less
+# faithful. So the *network* has changed: the guided one gives an image up earlier when pixels are black, in whatever
+# order.
 #
 # To judge the *map* we subtract the random map, on the same network and the same image. And we ask a second time with
 # blur in place of black. Each cell of the table has one number a seed.
@@ -617,10 +618,10 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 # ordered, the guided two lie together at one end in one case of three.
 #
 # Look at the rows of the gradient. With **black**, the two networks guided with 50 % lead random by less than the two
-# plain ones, in deletion and in insertion. In deletion one of them is behind random (+0.009).
+# plain ones, in deletion and in insertion. In deletion they are about level with random.
 #
-# With **blur**, each guided network leads by more than the plain one with the same start, but on average by less than
-# the two starts differ. So black speaks against guidance and blur, less clearly, for it.
+# With **blur**, each of these two leads by more than the plain one with the same start, but on average by no more than
+# about the distance of two starts. So black speaks against guidance and blur, less clearly, for it.
 #
 # Two seeds are few: lesson [06](06_trade_off.ipynb) asks five, and they say the same of this ranking,
 # with both fills.
@@ -629,8 +630,8 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 # pixel black does not take information away, it puts false information in. A guess: the guided network minds that more,
 # because half of what it reads in training is noise, and what is black tells it where the object ends.
 #
-# The table of exercise 5 shows the effect, for one seed: with black the guided network moves by 1.48 nats, the plain
-# one by 0.95. A measure has a fill, and training has one, and the two are not independent.
+# The table of exercise 5 shows the effect, for one seed: with black the guided network moves by about one and a half
+# nats, the plain one by about one. A measure has a fill, and training has one, and the two are not independent.
 #
 # Where does the saliency go, if not to the object? We sort the pixels: the object's border, its inside, and the
 # background. A pixel of the object is border if one of its eight neighbours is background.
@@ -670,11 +671,12 @@ print("medians:", ", ".join(f"{name} {pd.Series(values).median():.2f}" for name,
 plots.distributions({"How alike are the maps of two networks?": alike}, ["rank correlation"])
 
 # %% [markdown]
-# The first row is the noise floor of lesson 03. The second shares its first weights, and that alone makes maps alike.
-# So it cannot say whether guidance changes a map less than another start does. The third row is a hint of good news:
-# these two guided networks agree more than the two plain ones (medians 0.26 and 0.21). An explanation that changes with
-# the random start explains the start. But most of the disagreement is left, and this is one pair of each. No lesson
-# repeats it: lesson 06 holds guided networks against plain ones only.
+# A dot is the median over the images, the thick line the middle half, the thin one nine tenths, and the dashed line the
+# random map's median. The first row is the noise floor of lesson 03. The second shares its first weights, and that
+# alone makes maps alike. So it cannot say whether guidance changes a map less than another start does. The third row is
+# a hint of good news: these two guided networks agree more than the two plain ones (medians of about 0.27 and 0.2). An
+# explanation that changes with the random start explains the start. But most of the disagreement is left, and this is
+# one pair of each. No lesson repeats it: lesson 06 holds guided networks against plain ones only.
 
 # %% [markdown]
 # ## Signed or magnitude?
@@ -696,23 +698,24 @@ for name, hidden in (("magnitude", by_size), ("sign", by_sign)):
     print(f"of the most salient tenth, the ranking by {name} hides {hidden[top].float().mean():.0%}")
 
 # %% [markdown]
-# Two random halves would share 50 %, and would hide 50 % of the most salient tenth. The ranking by sign hides 59 % of
-# it: it does not spare what matters. What does training with it give?
+# Two random halves would share 50 %, and would hide 50 % of the most salient tenth. The ranking by sign hides almost
+# 60 % of it: it does not spare what matters. What does training with it give?
 
 # %%
 rivals = ("plain", GUIDED, SIGNED)
 plots.seeds_with_intervals(only(rivals, results), "training", directions, join=False)
 
 # %% [markdown]
-# A dash is the mean of the two seeds. Ranked by sign, guidance does something else. The **maps** are no steadier than
-# the plain ones (0.277 against 0.283), and less focused than with magnitudes (0.492 against 0.514). With these two
-# seeds they stay on the object, at 0.512. (In fp32 five seeds say otherwise: lesson 06.)
+# A dash is the mean of the two seeds. Ranked by sign, guidance does something else. The **maps** are about as steady as
+# the plain ones (the difference is smaller than that of two twins), and less focused than with magnitudes (a Gini index
+# lower by 0.02). With these two seeds they stay on the object, no less than the plain ones. (In fp32 five seeds say
+# otherwise: lesson 06.)
 #
 # The **network** becomes more sensitive to black pixels than the plain one: the random map's deletion area falls from
-# 0.517 to 0.355. Whether it is more so than the one by magnitude, these two seeds cannot tell.
+# a little over 0.5 to about 0.35. Whether it is more so than the one by magnitude, these two seeds cannot tell.
 #
-# In the table of **leads** above, its gradient is no further from random than the plain one's. In insertion with blur
-# it is nearer. (On a processor of another kind these cells said "further" with black. Two seeds cannot tell this.)
+# Look at the table of **leads** above. With black, its gradient is further from random than the plain one's here; on a
+# processor of another kind it was not. Two seeds cannot tell this. In insertion with blur it was nearer in both runs.
 #
 # So "saliency-guided training" names two methods. Which one is better depends on the measure. Papers that do not say
 # which they ran cannot be compared.
@@ -813,11 +816,11 @@ for name, seconds in passes.items():
 
 # %% [markdown]
 # It costs more, for two reasons. A pass for the weights alone stops at the first layer; the pass to the pixels goes one
-# layer further. (Both together cost little more than the weights alone.) And batch-norm, ReLU and pooling have one job
-# only, which every kind of pass must do. Only convolutions and linear layers have two jobs of the same size.
+# layer further. (Both together cost far less than the two one after the other.) And batch-norm, ReLU and pooling have
+# one job only, which every kind of pass must do. Only convolutions and linear layers have two jobs of the same size.
 #
-# The choice of the pixels, the noise and the divergence come on top. All this makes ours dearer than its count: 2.18
-# plain steps here, 2.27 in the course's benchmark (`benchmarks/RESULTS.md`).
+# The choice of the pixels, the noise and the divergence come on top. All this makes ours dearer than its count: 2.2 to
+# 2.4 plain steps in our runs of this lesson, 2.27 in the course's benchmark (`benchmarks/RESULTS.md`).
 #
 # So a count of passes is a first guess. The step with the logit's gradient costs more than the count says, by the
 # clock almost as much as the published one. Where two counts lie close together, only the clock can tell.
@@ -861,12 +864,13 @@ for half_name in orders:
 # %% [markdown]
 # <details><summary>One answer</summary>
 #
-# With noise, mean and blur the guided network moves less than the plain one (12.1, 3.8 and 1.8 times less). With black
+# With noise, mean and blur the guided network moves less than the plain one (with noise more than ten times less, with
+# mean about four to six times, with blur about twice). With black
 # it moves *more*. So it is not tolerance of noise alone.
 #
-# Is it *which* pixels? By the ratios the least salient half gains more than a random half (noise: 12.1 against 3.1). By
-# the differences in nats the random half gains more with the mean (0.35 against 0.24) and with blur (0.03 against
-# 0.01). So these numbers do not settle it. And this is one seed.
+# Is it *which* pixels? By the ratios the least salient half gains more than a random half (noise: more than ten times
+# against about three). By the differences in nats the random half gains more with the mean, and no less with blur. So
+# these numbers do not settle it. And this is one seed.
 #
 # To settle it, train one network with each fill and test each with every fill: a
 # table of 4 × 4. If the diagonal stands out, the network learns the fill. Look at the foreground mass of the network
@@ -881,7 +885,7 @@ for half_name in orders:
 #
 # - Cross-entropy asks nothing of the gradient. When we ask, some of the specks go, not all.
 # - Guided training asks that the prediction stays when the least salient pixels are replaced. In the pair we have, it
-#   then moves by 0.24 nats in place of 1.75.
+#   then moves by about a quarter of a nat in place of about two.
 # - Guided maps (by magnitude, filled with noise) are steadier, more focused, *less* on the object and, in the one pair
 #   we have, more alike between twins. A random mask, too, makes them more focused and takes them off the object (lesson
 #   06).
@@ -889,7 +893,7 @@ for half_name in orders:
 # - A gain counts only if it is larger than the distance between twins, and a map only by its distance from random.
 # - Ranking by sign and ranking by magnitude are two methods with one name.
 # - Two plain steps instead of 8/3, by count: the gradient at the pixels comes with the cross-entropy's own backward
-#   pass. On the clock ours took 2.18 here and 2.27 in the benchmark, the published one about three.
+#   pass. On the clock both cost more than their count: in the benchmark ours took 2.27, the published one 2.96.
 # - A live view that draws less often than it looks costs a few per cent of the training.
 
 # %% [markdown]
