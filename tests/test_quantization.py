@@ -1227,6 +1227,7 @@ def test_weights_that_no_quantizer_reaches_are_warned_of_by_name():
         quantize(model, "w4a4")
 
 
+@pytest.mark.filterwarnings("ignore:1.fc .* read float numbers")
 def test_of_a_block_only_the_weights_of_its_own_are_said_to_stay_in_float():
     class Scaled(nn.Module):
         def __init__(self):

@@ -40,6 +40,7 @@ from qsal_helpers.data import ImageData, Split
 CASES, RIGHT_CASES = 40, 8
 PACKAGE = pathlib.Path(qsal_helpers.__file__).parent
 DOCUMENTED = (ValueError, TypeError, training.TrainingDiverged)
+pytestmark = pytest.mark.filterwarnings("ignore:integrated gradients do not add up")
 
 
 def random(*shape, seed=0, dtype=torch.float32):

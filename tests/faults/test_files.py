@@ -230,6 +230,7 @@ def tiny():
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_in_place_of_any_file_that_we_read_is_refused_and_never_run(tmp_path):
     from qsal_helpers.checkpoints import load_model, read_notes
     from qsal_helpers.study import read_record
