@@ -611,6 +611,7 @@ def plan() -> dict[str, list[Run]]:
             for p in ("fp32", *low)
         ]
         + [Run("fashion-mnist", precision="w4a4", augment=True, epochs=60)]
+        + [Run(model="resnet20", precision="w4a4", augment=True, explained=200, epochs=12, bfloat16=True)]
         + [
             Run(name, precision=p, augment=True, epochs=24, start="twin", distilled=True)
             for name, p in (("mnist", "w2a2"), ("fashion-mnist", "w4a4"))

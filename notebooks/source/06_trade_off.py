@@ -1185,10 +1185,10 @@ against_bits("cifar10", [measure for measure in MEASURES[1:] if measure != "on o
 # **Predict first.** Which of the three gains most accuracy? And does the map come back with it?
 
 # %%
-photos = main_records(records, "epochs", "bfloat16").query("set == 'cifar10' and objective == 'plain'")
-photos = photos[photos.bfloat16 == (photos.epochs == 24)].set_index(["precision", "epochs"])
-in_order = [(bits, epochs) for bits in ("fp32", "w4a4", "w2a2") for epochs in (6, 24)]
-photos.loc[in_order, ["accuracy", *GAINS, "sensitivity"]].T.round(3)
+photos = main_records(records, "epochs", "bfloat16").query("set == 'cifar10'")
+photos = photos[photos.bfloat16 == (photos.epochs == 24)].set_index(["objective", "epochs", "precision"])
+photos = photos[["accuracy", *GAINS, "sensitivity"]].T.round(3)
+photos["plain"][[(epochs, bits) for epochs in (6, 24) for bits in ("fp32", "w4a4", "w2a2")]]
 
 # %% [markdown]
 # All three gain: fp32 7 points, 4 bits 8, and 2 bits 12. So of the ten points that 2 bits cost in six epochs five are
