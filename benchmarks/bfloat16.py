@@ -11,9 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from qsal_helpers.evidence import differences
-from qsal_helpers.study import GAINS, load_records, main_records, with_gains
-
-from .guided_choices import NAMES
+from qsal_helpers.study import MEASURES, load_records, main_records, with_measures
 
 
 def main() -> None:
@@ -21,11 +19,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Training in bfloat16 against training in float32.")
     parser.add_argument("--folder", type=Path, default=Path("notebooks/results/study"), help="of the records")
     records = main_records(load_records(parser.parse_args().folder), "bfloat16")
-    records, found = with_gains(records).rename(columns=NAMES), {}
+    records, found = with_measures(records), {}
     for precision in ("fp32", "w4a4", "w2a2"):
         wanted = {"data": "fashion-mnist", "size": "mini", "objective": "plain", "precision": precision}
         pair = (wanted | {"bfloat16": low} for low in (True, False))
-        found[precision] = differences(records, *pair, ["accuracy", *GAINS, *NAMES.values()])
+        found[precision] = differences(records, *pair, ["accuracy", *MEASURES])
     table = pd.DataFrame(found)
     print("| measure | " + " | ".join(table) + " |\n|---|" + "---|" * len(table.columns))
     for row in table.itertuples():

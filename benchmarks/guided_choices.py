@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from qsal_helpers.evidence import compare
-from qsal_helpers.study import GAINS, load_records, main_records, with_gains
+from qsal_helpers.study import MEASURES, load_records, main_records, with_measures
 
 CHOICES = {
     "plain": {"objective": "plain"},
@@ -27,22 +27,17 @@ BASES = {
     "ranked by magnitude": "published prose",
     "published code, statistics kept": "published code",
 }
-NAMES = {
-    "gradient: gini": "Gini",
-    "gradient: foreground mass": "on object",
-    "gradient: sensitivity": "sensitivity",
-}
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Choices of saliency-guided training against the published procedure.")
     parser.add_argument("--folder", type=Path, default=Path("notebooks/results/study"), help="of the records")
-    records = with_gains(main_records(load_records(parser.parse_args().folder), "rank_by"))
+    records = with_measures(main_records(load_records(parser.parse_args().folder), "rank_by"))
     wanted = {"data": "fashion-mnist", "size": "mini", "precision": "fp32"}
-    records = records[(records[list(wanted)] == list(wanted.values())).all(axis=1)].rename(columns=NAMES)
+    records = records[(records[list(wanted)] == list(wanted.values())).all(axis=1)]
     print("| measure | " + " | ".join(CHOICES) + " |\n|---|" + "---|" * len(CHOICES))
-    for measure in ("accuracy", *GAINS, *NAMES.values()):
+    for measure in ("accuracy", *MEASURES):
         cells = []
         for name, choice in CHOICES.items():
             each = compare(records, measure, choice, CHOICES[BASES[name]]) if name in BASES else None

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ._random import seeded
 from .data import ImageData, Split
-from .evidence import holm
+from .evidence import holm, pseudo_values
 from .guided import SaliencyGuided, mask_least_salient
 from .models import build_model
 from .quantization import quantize, quantize_uniform
@@ -1693,3 +1693,82 @@ if __name__ == "__main__":
     from qsal_helpers.grading import main
 
     main()
+
+
+# ---------------------------------------------------------------- lesson 08
+
+
+def check_of_the_room(student: Callable[[str, float, float], float]) -> bool:
+    """Grade ``of_the_room(kind, area, chance)``: a map's gain over the random map, as a share of the largest possible.
+
+    `kind` is "deletion" or "insertion", `area` lies under the map's curve and `chance` under the random map's.
+
+    Examples
+    --------
+    >>> def of_the_room(kind, area, chance):
+    ...     return (chance - area) / chance if kind == "deletion" else (area - chance) / (1 - chance)
+    >>> check_of_the_room(of_the_room)
+    of_the_room: correct.
+    True
+    """
+
+    def test() -> None:
+        cases = (("deletion", 0.15, 0.2), ("insertion", 0.3, 0.1), ("deletion", 0.5, 0.4), ("insertion", 0.6, 0.7))
+        for kind, area, chance in cases:
+            gain, room = (chance - area, chance) if kind == "deletion" else (area - chance, 1 - chance)
+            wanted, best = gain / room, "0" if kind == "deletion" else "1"
+            answer = expect_number(student(kind, area, chance), "The share")
+            faults = {
+                f"the sign is turned: by {kind} a map is good whose area is "
+                f"{'smaller' if kind == 'deletion' else 'larger'} than the random map's.": -wanted,
+                "this is the gain; divide it by the room there is for one.": gain,
+                f"the room is wrong: the best area by {kind} is {best}. How far is the random map from that?": gain
+                / (1 - room),
+                "you divide by the map's own area. The room is what lies between the random map and the best.": gain
+                / area,
+            }
+            if math.isclose(answer, wanted, rel_tol=1e-4):
+                continue
+            with _showing(
+                table(["kind", "area", "chance", "yours", "should be"], [[kind, area, chance, answer, wanted]])
+            ):
+                advice = f"it should be {wanted:.4f}; yours is {answer:.4f}."
+                raise _Wrong(f"For {kind}, area {area} and chance {chance}, {known_fault(answer, faults) or advice}")
+
+    hint = "what a perfect map gains: its area would be 0 by deletion and 1 by insertion."
+    return grade("of_the_room", student, test, hint)
+
+
+def check_pseudo_values(student: Callable[[float, Tensor], Tensor]) -> bool:
+    """Grade ``my_pseudo_values(whole, without)``: the jackknife's, of a number and of n with one seed left out each.
+
+    Examples
+    --------
+    >>> check_pseudo_values(lambda whole, without: len(without) * whole - (len(without) - 1) * without)
+    my_pseudo_values: correct.
+    True
+    """
+
+    def test() -> None:
+        for whole, numbers in ((2.0, [2.5, 1.5, 2.0]), (0.30, [0.28, 0.33, 0.29, 0.31, 0.30])):
+            without = torch.tensor(numbers, dtype=torch.float64)
+            n, wanted = len(numbers), torch.tensor(pseudo_values(whole, numbers), dtype=torch.float64)
+            answer = expect_tensor(student(whole, without.clone()), wanted, "the answer").double()
+            faults = {
+                "the two factors are exchanged: n belongs to the number from all seeds.": n * without - (n - 1) * whole,
+                "n - 1 seeds are left where one is left out: that is the second factor.": n * (whole - without),
+                "the second factor is missing.": n * whole - without,
+                "this is how far the number moves; n times the one minus n - 1 times the other is asked for.": whole
+                - without,
+                "the signs are turned.": -wanted,
+                "both factors are one too small.": (n - 1) * whole - (n - 2) * without,
+                "nothing was done with the numbers that were left out.": without,
+            }
+            if torch.allclose(answer, wanted, rtol=1e-4):
+                continue
+            rows = list(zip(numbers, answer.tolist(), wanted.tolist(), strict=True))
+            with _showing(table(["without this seed", "yours", "should be"], rows)):
+                fault = known_fault(answer, faults, 1e-5) or "your values are not the pseudo-values."
+                raise _Wrong(f"For {whole} from all seeds, {fault}")
+
+    return grade("my_pseudo_values", student, test, "len(without) is n; the formula stands above.")

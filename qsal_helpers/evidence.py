@@ -141,6 +141,26 @@ def differences(records: pd.DataFrame, one: dict[str, Any], base: dict[str, Any]
     return pd.Series([_in_words(*both) for both in zip(found, corrected, strict=True)], measures)
 
 
+def pseudo_values(whole: float, without: Iterable[float]) -> list[float]:
+    """Return the jackknife's pseudo-values: what each of n seeds adds to a number that was computed from all of them.
+
+    n * whole - (n - 1) * without. Of a mean of n values they are these values. So their `interval` is one for numbers
+    whose parts are not independent, such as a mean over pairs of seeds (Tukey 1958).
+
+    Parameters
+    ----------
+    whole : the number, from all seeds.
+    without : the same number n times, each time with another seed left out.
+
+    Examples
+    --------
+    >>> pseudo_values(2.0, [2.5, 2.0, 1.5])  # of the mean of 1, 2 and 3
+    [1.0, 2.0, 3.0]
+    """
+    left_out = np.asarray(list(without), dtype=float)
+    return (len(left_out) * whole - (len(left_out) - 1) * left_out).tolist()
+
+
 def _in_words(found: dict[str, float], corrected: float) -> str:
     if not found["seeds"]:
         return ""

@@ -126,12 +126,12 @@ class SaliencyGuided:
     the cross-entropy's own backward pass also gives the gradient at the input that ranks the pixels, so a step costs
     two plain steps. The procedure as published needs a saliency pass of its own; see `as_published`.
 
-    The defaults: the ranking is that of the authors' code, not of the paper's prose; lesson 06 holds the two against
+    The defaults: the ranking is that of the authors' code, not of the paper's prose; lesson 08 holds the two against
     each other over five seeds and four precisions. "loss" and `detach_clean` are there for their cost: a step measured
     2.27 plain steps on "cnn" and 2.03 on ResNet-20, as published 2.96 and 2.74 (``benchmarks/RESULTS.md``). The last
     three choices follow from what the terms should mean. ``python -m benchmarks.guided_choices`` sets the whole beside
     the published procedure, over five seeds of clothes; on digits the published one has the better map, and "logit"
-    helps the default a little there, for a loss on clothes (lesson 06).
+    helps the default a little there, for a loss on clothes (lesson 08).
 
     Parameters
     ----------

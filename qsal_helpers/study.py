@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -19,7 +20,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -745,15 +746,20 @@ def agreement(runs: Iterable[Run], folder: str | os.PathLike, progress: bool = T
 
 
 GAINS = [f"{kind} gain, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
+_NAMES = {"Gini": "gini", "on object": "foreground mass", "sensitivity": "sensitivity"}
+# The map's measures -> the direction that counts as better.
+MEASURES = dict.fromkeys([*GAINS, *_NAMES], 1) | {"sensitivity": -1}
 
 
-def with_gains(records: pd.DataFrame, method: str = "gradient", of_the_room: bool = False) -> pd.DataFrame:
-    """Return the records with four more columns, `GAINS`: by how much a method's map beats the random map.
+def with_measures(records: pd.DataFrame, method: str = "gradient", of_the_room: bool = False) -> pd.DataFrame:
+    """Return the records with seven more columns, `MEASURES` of a method's map.
 
-    Above 0 the map is better: a smaller area under the deletion curve, a larger one under the insertion curve.
+    A gain says by how much the map beats the random map. Above 0 it is better: a smaller area under the deletion curve,
+    a larger one under the insertion curve. What the records do not hold of this method is NaN.
 
     Parameters
     ----------
+    records : of `load_records`.
     method : one of `METHODS`.
     of_the_room : whether to divide each gain by the largest that there could be on this network: for deletion the
         random map's area, for insertion one minus it.
@@ -763,17 +769,65 @@ def with_gains(records: pd.DataFrame, method: str = "gradient", of_the_room: boo
     >>> import pandas as pd
     >>> areas = {f"random: {kind}, {fill}": [0.5] for kind in ("deletion", "insertion") for fill in ("black", "blur")}
     >>> areas |= {name.replace("random", "gradient"): [0.3] for name in areas}
-    >>> with_gains(pd.DataFrame(areas))[GAINS].round(1).values.tolist()
+    >>> with_measures(pd.DataFrame(areas))[GAINS].round(1).values.tolist()
     [[0.2, 0.2, -0.2, -0.2]]
     """
-    gains = {}
+    found = {name: records.get(f"{method}: {field}", math.nan) for name, field in _NAMES.items()}
     for name in GAINS:
         kind, fill = name.split()[0], name.rpartition(", ")[2]
         chance = records[f"random: {kind}, {fill}"]
         gap = records[f"{method}: {kind}, {fill}"] - chance
         gain, room = (gap, 1 - chance) if kind == "insertion" else (-gap, chance)
-        gains[name] = gain / room if of_the_room else gain
-    return records.assign(**gains)
+        found[name] = gain / room if of_the_room else gain
+    return records.assign(**found)
+
+
+def series(
+    records: pd.DataFrame,
+    value: str,
+    kinds: Sequence[str] = ("plain", "guided", "published"),
+    column: str = "objective",
+) -> dict[str, dict[str, list[float]]]:
+    """Return a kind of training -> a precision -> one value a seed, as `plots.plot_against_bits` takes it.
+
+    Parameters
+    ----------
+    records : of one data set.
+    kinds : what `column` must hold. Kinds and precisions without a record are left out.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = {"objective": "plain", "precision": ["w2a2", "fp32"], "seed": [0, 0], "accuracy": [0.8, 0.9]}
+    >>> series(pd.DataFrame(rows), "accuracy")
+    {'plain': {'fp32': [0.9], 'w2a2': [0.8]}}
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for kind, precision in itertools.product(kinds, PRECISIONS):
+        if values := list(chosen(records, {column: kind, "precision": precision})[value].dropna()):
+            found.setdefault(kind, {})[precision] = values
+    return found
+
+
+def noise_floor(records: pd.DataFrame, values: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """Return each measure -> the lowest and the highest plain fp32 network, which differ only in the seed.
+
+    One network tells nothing of that: then the answer is empty.
+
+    Parameters
+    ----------
+    records : `main_records` of one data set.
+    values : columns of `records`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = {"objective": "plain", "precision": "fp32", "seed": [0, 1], "accuracy": [0.9, 0.91]}
+    >>> noise_floor(pd.DataFrame(rows), ["accuracy"])
+    {'accuracy': (0.9, 0.91)}
+    """
+    fp32 = chosen(records, {"objective": "plain", "precision": "fp32"})
+    return {value: (float(fp32[value].min()), float(fp32[value].max())) for value in values} if len(fp32) > 1 else {}
 
 
 def main_records(records: pd.DataFrame, *varied: str) -> pd.DataFrame:
@@ -819,8 +873,6 @@ def table(records: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     return cells.unstack("precision").reindex(columns=columns)
 
 
-# The map's measures -> the direction that counts as better.
-MEASURES = dict.fromkeys([*GAINS, "gradient: gini", "gradient: foreground mass"], 1) | {"gradient: sensitivity": -1}
 _SCRATCH = {"start": "scratch", "distilled": False}
 _KINDS = {objective: {"objective": objective} | _SCRATCH for objective in ("plain", "guided", "published")} | {
     "from its twin": {"objective": "plain", "start": "twin", "distilled": True}
@@ -844,13 +896,13 @@ def against_fp32(records: pd.DataFrame) -> pd.DataFrame:
     >>> import pandas as pd
     >>> areas = [f"{m}: {k}, {f}" for m in METHODS for k in ("deletion", "insertion") for f in ("black", "blur")]
     >>> rows = [dataclasses.asdict(Run(precision=p)) | {"accuracy": 0.9} for p in ("fp32", "w2a2")]
-    >>> records = pd.DataFrame([row | dict.fromkeys([*areas, *MEASURES], 0.5) for row in rows])
+    >>> records = pd.DataFrame([row | dict.fromkeys(areas, 0.5) for row in rows])
     >>> against_fp32(records)["fashion-mnist"].tolist()
     ['90.00% (1)', '90.00% (1)']
     """
     import pandas as pd
 
-    main = main_records(with_gains(records), "start", "distilled")
+    main = main_records(with_measures(records), "start", "distilled")
     main = main.assign(set=main.data + main["size"].map({"full": ""}).fillna("-mini"))
     base = {"precision": "fp32"} | _KINDS["plain"]
     cells: dict[str, dict[str, str]] = {}
@@ -870,9 +922,8 @@ def against_fp32(records: pd.DataFrame) -> pd.DataFrame:
 def _better_and_worse(frame: pd.DataFrame, one: dict[str, Any], base: dict[str, Any]) -> str:
     signs = []
     for measure, good in MEASURES.items():
-        if measure in frame:  # a set without a black background has no "foreground mass"
-            found = compare(frame, measure, one, base)
-            signs.append(good * np.sign(found["difference"]) * (found["p"] < 0.05))
+        found = compare(frame, measure, one, base)
+        signs.append(good * np.sign(found["difference"]) * (found["p"] < 0.05))
     return f"{signs.count(1)} better, {signs.count(-1)} worse "
 
 

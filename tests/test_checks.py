@@ -70,6 +70,14 @@ def fit_by_position(model, data, precision, ratio, epochs, seed):
     return small
 
 
+def room_for(kind, chance):
+    return chance if kind == "deletion" else 1 - chance
+
+
+def gain_over(kind, area, chance):
+    return chance - area if kind == "deletion" else area - chance
+
+
 def beaten(scores):
     return ((scores[:, None] >= scores[None]).all(-1) & (scores[:, None] > scores[None]).any(-1)).any(0)
 
@@ -439,6 +447,34 @@ GRADERS = {
             lambda codes: bytes_of((codes & 3).view(4, -1).T.reshape(-1), [0, 2, 4, 6]),
             lambda codes: (codes[::4] | codes[1::4] << 2 | codes[2::4] << 4 | codes[3::4] << 6).to(torch.uint8),
             lambda codes: bytes_of(codes & 1, [0, 2, 4, 6]),
+        ],
+    ),
+    "check_of_the_room": (
+        "08_how_far",
+        "of_the_room",
+        [
+            lambda kind, area, chance: gain_over(kind, area, chance),
+            lambda kind, area, chance: -gain_over(kind, area, chance) / room_for(kind, chance),
+            lambda kind, area, chance: gain_over(kind, area, chance) / (1 - room_for(kind, chance)),
+            lambda kind, area, chance: gain_over(kind, area, chance) / chance,
+            lambda kind, area, chance: gain_over(kind, area, chance) / area,
+            lambda kind, area, chance: (area - chance) / (1 - chance),
+            lambda kind, area, chance: abs(gain_over(kind, area, chance)) / room_for(kind, chance),
+            lambda kind, area, chance: 0.5,
+        ],
+    ),
+    "check_pseudo_values": (
+        "08_how_far",
+        "my_pseudo_values",
+        [
+            lambda whole, without: len(without) * without - (len(without) - 1) * whole,
+            lambda whole, without: len(without) * (whole - without),
+            lambda whole, without: len(without) * whole - without,
+            lambda whole, without: whole - without,
+            lambda whole, without: (len(without) - 1) * without - len(without) * whole,
+            lambda whole, without: (len(without) - 1) * whole - (len(without) - 2) * without,
+            lambda whole, without: without,
+            lambda whole, without: without + 1,
         ],
     ),
 }

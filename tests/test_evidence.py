@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from qsal_helpers.evidence import compare, differences, holm, interval
+from qsal_helpers.evidence import compare, differences, holm, interval, pseudo_values
 
 
 def test_the_interval_of_a_mean_is_that_of_scipy_and_covers_the_truth_as_often_as_it_says():
@@ -71,3 +71,11 @@ def test_a_column_of_differences_stars_what_stands_the_correction_over_it_and_ma
     assert differences(frame[frame.seed < 2], four, two, ["sure"])["sure"].endswith(" (two seeds)")
     assert differences(frame[frame.seed < 1], four, two, ["sure"])["sure"] == "+1.000 (one seed)"
     assert differences(frame[frame.bits == 4], four, two, ["sure"])["sure"] == ""
+
+
+def test_pseudo_values_of_a_mean_are_the_values_and_those_of_a_variance_have_the_unbiased_one_as_their_mean():
+    values = np.random.default_rng(0).normal(size=6)
+    without = [np.delete(values, i) for i in range(6)]
+    assert np.allclose(pseudo_values(values.mean(), [rest.mean() for rest in without]), values)
+    found = pseudo_values(values.var(), [rest.var() for rest in without])
+    assert math.isclose(np.mean(found), values.var(ddof=1))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 import shutil
@@ -26,18 +27,21 @@ from qsal_helpers.guided import SaliencyGuided
 from qsal_helpers.saliency import saliency_map
 from qsal_helpers.study import (
     GAINS,
+    METHODS,
     RecordError,
     Run,
     agreement,
     execute,
     load_records,
     main_records,
+    noise_floor,
     plan,
     read_record,
     run_all,
+    series,
     summary,
     table,
-    with_gains,
+    with_measures,
 )
 from qsal_helpers.training import cross_entropy, fit
 
@@ -435,8 +439,38 @@ def test_a_gain_is_how_much_better_than_the_random_map_and_its_room_how_much_bet
     gains |= {"insertion gain, blur": 0.4}
     shares = {"deletion gain, black": 0.75, "deletion gain, blur": -0.2, "insertion gain, black": 0.375}
     shares |= {"insertion gain, blur": 1.0}
-    assert with_gains(records, "input_x_gradient")[GAINS].iloc[0].to_dict() == pytest.approx(gains)
-    assert with_gains(records, "input_x_gradient", True)[GAINS].iloc[0].to_dict() == pytest.approx(shares)
+    assert with_measures(records, "input_x_gradient")[GAINS].iloc[0].to_dict() == pytest.approx(gains)
+    assert with_measures(records, "input_x_gradient", True)[GAINS].iloc[0].to_dict() == pytest.approx(shares)
+
+
+def test_what_the_records_do_not_hold_of_a_method_is_missing_and_not_another_methods():
+    areas = {f"{m}: {k}, {f}": [0.5] for m in METHODS for k in ("deletion", "insertion") for f in ("black", "blur")}
+    records = pd.DataFrame(areas | {"gradient: gini": [0.6], "gradient: sensitivity": [0.7]})
+    by_gradient = with_measures(records)
+    assert by_gradient[["Gini", "sensitivity"]].iloc[0].tolist() == [0.6, 0.7] and by_gradient["on object"].isna().all()
+    assert with_measures(by_gradient, "integrated_gradients")[["Gini", "sensitivity"]].isna().all(axis=None)
+
+
+def test_a_series_has_the_precisions_in_order_and_leaves_out_what_has_no_value():
+    rows = [
+        ("guided", "w2a2", 1, 0.7),
+        ("plain", "w2a2", 0, 0.8),
+        ("plain", "fp32", 0, 0.9),
+        ("plain", "fp32", 1, 0.95),
+    ]
+    records = pd.DataFrame([*rows, ("guided", "fp32", 0, math.nan)], columns=["objective", "precision", "seed", "Gini"])
+    found = series(records, "Gini")
+    assert found == {"plain": {"fp32": [0.9, 0.95], "w2a2": [0.8]}, "guided": {"w2a2": [0.7]}}
+    assert list(found["plain"]) == ["fp32", "w2a2"]
+    by_ratio = records.assign(ratio=[0.5, 0.0, 0.0, 0.0, 0.5])
+    assert series(by_ratio, "Gini", [0.5], "ratio") == {0.5: {"w2a2": [0.7]}}
+
+
+def test_the_noise_floor_spans_the_plain_fp32_networks_and_needs_two_of_them():
+    rows = [("plain", "fp32", 0, 0.9), ("plain", "fp32", 1, 0.8), ("guided", "fp32", 0, 0.1), ("plain", "w2a2", 0, 0.2)]
+    records = pd.DataFrame(rows, columns=["objective", "precision", "seed", "Gini"])
+    assert noise_floor(records, ["Gini"]) == {"Gini": (0.8, 0.9)}
+    assert noise_floor(records[1:], ["Gini"]) == {}
 
 
 def test_a_command_whose_run_fails_says_so_and_does_not_end_as_if_all_were_well(tmp_path, capsys):

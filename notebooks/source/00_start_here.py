@@ -137,6 +137,7 @@ plots.plot_explanations(
 # | [05 The combined method](05_combined_method.ipynb) | What happens when both are trained at once? |
 # | [06 The trade-off](06_trade_off.ipynb) | How sure are we, over many trainings? |
 # | [07 Deployment](07_deployment.ipynb) | What do few bits save in a file and on a chip? |
+# | [08 How far it carries](08_how_far.ipynb) | On which data, by which measures, do the answers hold? |
 #
 # **Sliders.** Before each slider stands a question: "Predict first". Answer it before you touch the slider.
 # Fixed pictures stand beside each slider, so the text also works on paper.

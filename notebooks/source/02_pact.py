@@ -619,7 +619,7 @@ print("points between the two seeds:", spreads)
 # %% [markdown]
 # First the spread: the two float networks alone, "none", lie more than a point apart, and so do some of the other
 # pairs. No mean lies as far from the float networks' mean as these two lie from each other. So do not read a ranking
-# into them. Lesson 06 asks again about the ends, with five seeds.
+# into them. Lesson 08 asks again about the ends, with five seeds.
 #
 # In the paper 2-bit ends nearly double the error. Many things differ: our images are easier and grey, our network has
 # five layers instead of twenty, and we leave the network's input, an 8-bit image, as it is. That our figure shows so

@@ -676,7 +676,7 @@ pd.DataFrame(kinship).map(lambda values: pd.Series(values).median()).round(2)
 # fp32.
 #
 # By both measures the w4a4 maps lie closer to fp32's than the twin's do. Much of that closeness is the shared seed. The
-# w2a2 maps lie about as far as the twin's, although the shared seed helps them. These are one training each. Lesson 06
+# w2a2 maps lie about as far as the twin's, although the shared seed helps them. These are one training each. Lesson 08
 # compares without that help: there 2 bits change a map a little more than another random start does.
 #
 # Are the low-bit maps *worse*? Each network's map is judged on that network, and the random map on the same one is

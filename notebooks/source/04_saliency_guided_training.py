@@ -567,7 +567,7 @@ for name in list(plan)[1:]:
 # has of the area, a little less than half. The plain maps lie above it, those with 50 and 75 % below; those with 25 %
 # are not clearly on either side. A map can become tidier without moving to where we would like to see it.
 #
-# Is that the ranking, or the noise? Lesson 06 masks pixels drawn at random. In fp32 that makes the maps as focused, and
+# Is that the ranking, or the noise? Lesson 08 masks pixels drawn at random. In fp32 that makes the maps as focused, and
 # takes them as far off the object.
 #
 # And accuracy? Compare each change with its ±, the 95 % interval over the test images. The interval knows nothing of
@@ -623,7 +623,7 @@ pd.DataFrame(leads(black, "black") | leads(blur, "blur")).T
 # With **blur**, each of these two leads by more than the plain one with the same start, but on average by no more than
 # about the distance of two starts. So black speaks against guidance and blur, less clearly, for it.
 #
-# Two seeds are few: lesson [06](06_trade_off.ipynb) asks five, and they say the same of this ranking,
+# Two seeds are few: lesson [08](08_how_far.ipynb) asks five, and they say the same of this ranking,
 # with both fills.
 #
 # Why does the network mind black more than before? In FashionMNIST black says: *here the object ends*. So painting a
@@ -676,7 +676,7 @@ plots.distributions({"How alike are the maps of two networks?": alike}, ["rank c
 # alone makes maps alike. So it cannot say whether guidance changes a map less than another start does. The third row is
 # a hint of good news: these two guided networks agree more than the two plain ones (medians of about 0.27 and 0.2). An
 # explanation that changes with the random start explains the start. But most of the disagreement is left, and this is
-# one pair of each. No lesson repeats it: lesson 06 holds guided networks against plain ones only.
+# one pair of each. No lesson repeats it: lesson 08 holds guided networks against plain ones only.
 
 # %% [markdown]
 # ## Signed or magnitude?
@@ -721,7 +721,7 @@ plots.seeds_with_intervals(only(rivals, results), "training", directions, join=F
 # which they ran cannot be compared.
 #
 # Which one is the default of `SaliencyGuided`? The sign, as in the authors' code. Two seeds cannot decide that; lesson
-# [06](06_trade_off.ipynb) has five for each of four precisions. Through the rest of this lesson "guided" still means
+# [08](08_how_far.ipynb) has five for each of four precisions. Through the rest of this lesson "guided" still means
 # magnitude, and from lesson 05 on it means the default.
 
 # %% [markdown]
@@ -876,7 +876,7 @@ for half_name in orders:
 # table of 4 × 4. If the diagonal stands out, the network learns the fill. Look at the foreground mass of the network
 # trained with black, too: there the guess about the background can fail.
 #
-# Lesson 06 has another control: networks trained with a mask drawn at random.
+# Lesson 08 has another control: networks trained with a mask drawn at random.
 #
 # </details>
 

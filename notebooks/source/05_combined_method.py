@@ -107,7 +107,7 @@ _ = checks.check_combined(combined)
 #
 # "Guided" is now the package's default, `SaliencyGuided()`, which ranks the pixels by sign. The main table of lesson 04
 # was about the ranking by magnitude, which moved the map off the object. With lesson 04's two seeds the ranking by sign
-# did not, so do not expect the numbers of that table here. With more seeds and data (lesson 06) it, too, moves the map
+# did not, so do not expect the numbers of that table here. With more seeds and data (lesson 08) it, too, moves the map
 # off clothes: on these images in fp32, on the official FashionMNIST at every precision. On the official MNIST it moves
 # the map *onto* the digit, at 2 bits not surely.
 #
@@ -362,7 +362,7 @@ for title in sets:
 #
 # So does a mask that rests on a stand-in teach something? Not so fast. A network that has half of each image replaced
 # by noise may learn from the noise, whatever the mask rests on. The control is a mask that rests on nothing, drawn at
-# random: `SaliencyGuided(rank_by="random")`. Lesson 06 has trained it over several seeds.
+# random: `SaliencyGuided(rank_by="random")`. Lesson 08 has trained it over several seeds.
 #
 # The deletion gain does not follow everywhere. On MNIST it falls in the other rows, though by no more than the twins
 # are apart. Is that chance, the map, or the black fill? We will question the fill next.
@@ -631,7 +631,7 @@ cifar_maps() if cifar and files else None
 # literature), so read this as a hint. The images have no black background, so "on object" cannot be measured.
 #
 # Between these four networks nothing rises with guidance: accuracy, Gini and both gains are lower with it. But there is
-# no twin here and no interval, so small steps mean nothing. (In lesson 06, with all images, the deletion gain rises at
+# no twin here and no interval, so small steps mean nothing. (In lesson 08, with all images, the deletion gain rises at
 # 2 bits.) The deletion gain is below 0 in all rows: deleting in the map's order hurts no more than deleting at random.
 # The insertion gain is above 0 in all rows. Is it the short schedule, the depth, the colour, or the black fill, which
 # is strange in a photograph? Four networks cannot tell.

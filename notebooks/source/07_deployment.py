@@ -1002,5 +1002,5 @@ for file in ("fp32", "2 bits, int8", "2 bits, packed"):
 # %% [markdown]
 # ## Next
 #
-# This is the last lesson. Lesson 06, the trade-off, weighs accuracy, bits and maps against each other over many
-# trainings. The [README](../README.md) says what the study has found, and how to quantize a network of your own.
+# [08 How far it carries](08_how_far.ipynb): lesson 06's answers about bits, guidance and maps, on other data and by
+# other measures.
