@@ -1531,11 +1531,12 @@ def seeds_with_intervals(
             style = styles[name]
             look = {"fmt": style["marker"], "color": style["color"], "markersize": 6, "linewidth": 1.5}
             means = [np.mean([np.nanmean(v) for v in seeds]) for seeds in entries.values()]
-            dash = {} if join else {"linestyle": "none", "marker": "_", "markersize": 30, "markeredgewidth": 2}
-            ax.plot(range(len(entries)), means, **style | {"marker": "none"} | dash)
-            for place, seeds in enumerate(entries.values()):
+            dash = {} if join else {"linestyle": "none", "marker": "_", "markersize": 22, "markeredgewidth": 2}
+            places = np.arange(len(entries)) + 0.22 * (number - (len(series) - 1) / 2)
+            ax.plot(places, means, **style | {"marker": "none"} | dash)
+            for place, seeds in zip(places, entries.values(), strict=True):
                 for seed, values in enumerate(seeds):
-                    x = place + 0.08 * (seed - (len(seeds) - 1) / 2) + 0.02 * number
+                    x = place + 0.08 * (seed - (len(seeds) - 1) / 2)
                     bar, label = _half_interval(values), name.replace("_", " ")
                     ax.errorbar(x, np.nanmean(values), bar, label=label, **look)
             ax.set_xticks(range(len(entries)), [str(entry) for entry in entries])

@@ -535,7 +535,7 @@ ratios = [name for name in plan if name != SIGNED]
 plots.seeds_with_intervals(only(ratios, results), "mask ratio", directions)
 
 # %% [markdown]
-# A point is one network, its bar the 95 % interval of the mean over the images. Two points of one column are twins.
+# A point is one network, its bar the 95 % interval of the mean over the images. Two neighbours of one colour are twins.
 #
 # Read it in this order: how far apart are the two points of one column, wherever that is furthest? Only a step from
 # plain to guided that is larger is worth a word. The table has the means over images and seeds.
