@@ -22,8 +22,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .evidence import interval
+from .study import MEASURES, noise_floor, values_by_precision
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .training import History
 
 # Okabe and Ito's palette, safe for the common kinds of colour blindness.
@@ -1769,6 +1772,34 @@ def plot_against_bits(
     _legend_below(figure)
     figure.suptitle(title)
     return figure
+
+
+@styled
+def plot_measures(
+    records: pd.DataFrame,
+    title: str,
+    measures: Collection[str] = tuple(MEASURES),
+    kinds: Sequence[str] = ("plain", "guided", "published"),
+    column: str = "objective",
+) -> Picture:
+    """Return `plot_against_bits` of one data set's records, with the noise floor and the random map.
+
+    Parameters
+    ----------
+    records : `with_measures`, `main_records` of one data set.
+    measures : columns of `records`; what no record holds is left out.
+    kinds : which trainings to draw, as `column` names them.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = {"objective": "plain", "precision": ["fp32", "fp32", "w2a2"], "seed": [0, 1, 0], "Gini": [0.5, 0.6, 0.4]}
+    >>> figure = plot_measures(pd.DataFrame(rows), "FashionMNIST-mini", ["Gini"])
+    """
+    measures = [measure for measure in measures if records[measure].notna().any()]
+    chance = {"on object": records["random: foreground mass"].mean()} if "on object" in measures else {}
+    panels = {measure: values_by_precision(records, measure, kinds, column) for measure in measures}
+    return plot_against_bits(panels, title, noise_floor(records, measures), chance)
 
 
 @styled

@@ -612,12 +612,19 @@ def plan() -> dict[str, list[Run]]:
             for p in ("fp32", *low)
         ]
         + [Run("fashion-mnist", precision="w4a4", augment=True, epochs=60)]
-        + [Run(model="resnet20", precision="w4a4", augment=True, explained=200, epochs=12, bfloat16=True)]
+        + [
+            Run(model="resnet20", precision="w4a4", augment=True, explained=200, epochs=epochs, bfloat16=True)
+            for epochs in (12, 24)
+        ]
         + [
             Run(name, precision=p, augment=True, epochs=24, start="twin", distilled=True)
             for name, p in (("mnist", "w2a2"), ("fashion-mnist", "w4a4"))
         ],
-        "long-cifar10": [dataclasses.replace(run, epochs=24, bfloat16=True) for run in photographs],
+        "long-cifar10": [dataclasses.replace(run, epochs=24, bfloat16=True) for run in photographs]
+        + [
+            dataclasses.replace(cifar10, precision=p, start="twin", distilled=True, epochs=24, bfloat16=True)
+            for p in low
+        ],
         # What a GPU would be used for; two cores take a day and a half.
         "gpu-cifar10": [
             dataclasses.replace(run, epochs=60, bfloat16=True, seed=s) for s in range(3) for run in photographs
@@ -782,7 +789,7 @@ def with_measures(records: pd.DataFrame, method: str = "gradient", of_the_room: 
     return records.assign(**found)
 
 
-def series(
+def values_by_precision(
     records: pd.DataFrame,
     value: str,
     kinds: Sequence[str] = ("plain", "guided", "published"),
@@ -799,7 +806,7 @@ def series(
     --------
     >>> import pandas as pd
     >>> rows = {"objective": "plain", "precision": ["w2a2", "fp32"], "seed": [0, 0], "accuracy": [0.8, 0.9]}
-    >>> series(pd.DataFrame(rows), "accuracy")
+    >>> values_by_precision(pd.DataFrame(rows), "accuracy")
     {'plain': {'fp32': [0.9], 'w2a2': [0.8]}}
     """
     found: dict[str, dict[str, list[float]]] = {}

@@ -6,6 +6,7 @@ import itertools
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import t
@@ -378,6 +379,21 @@ def test_measures_against_bits_say_what_the_band_and_the_dashed_line_are_and_giv
     assert labels == ["plain", "plain fp32, lowest to highest seed", "random map"]
     accuracy, gain = (ax.yaxis.get_major_formatter()(0.85) for ax in figure.axes[:2])
     assert accuracy.startswith("85") and accuracy.endswith("%") and not gain.endswith("%")
+
+
+def test_measures_of_records_have_their_means_noise_floor_and_random_map_and_leave_out_what_no_record_holds():
+    rows = [("plain", "fp32", 0, 0.4), ("plain", "fp32", 1, 0.5), ("guided", "fp32", 0, 0.9), ("other", "w2a2", 0, 0.1)]
+    records = pd.DataFrame(rows, columns=["objective", "precision", "seed", "on object"])
+    records = records.assign(**{"Gini": np.nan, "random: foreground mass": 0.3})
+    (ax,) = plots.plot_measures(records, "a set", ["Gini", "on object"]).axes
+    assert ax.get_title() == "on object"
+    means = {
+        line.get_label(): line.get_ydata() for line in ax.lines if line.get_label() in ("plain", "guided", "other")
+    }
+    assert means == {"plain": pytest.approx([0.45]), "guided": pytest.approx([0.9])}
+    (band,) = ax.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.4, 0.5))
+    assert [line.get_ydata()[0] for line in ax.lines if line.get_label() == "random map"] == [pytest.approx(0.3)]
 
 
 def test_a_network_stands_between_the_lowest_and_the_highest_of_all():

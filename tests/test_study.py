@@ -38,9 +38,9 @@ from qsal_helpers.study import (
     plan,
     read_record,
     run_all,
-    series,
     summary,
     table,
+    values_by_precision,
     with_measures,
 )
 from qsal_helpers.training import cross_entropy, fit
@@ -459,11 +459,11 @@ def test_a_series_has_the_precisions_in_order_and_leaves_out_what_has_no_value()
         ("plain", "fp32", 1, 0.95),
     ]
     records = pd.DataFrame([*rows, ("guided", "fp32", 0, math.nan)], columns=["objective", "precision", "seed", "Gini"])
-    found = series(records, "Gini")
+    found = values_by_precision(records, "Gini")
     assert found == {"plain": {"fp32": [0.9, 0.95], "w2a2": [0.8]}, "guided": {"w2a2": [0.7]}}
     assert list(found["plain"]) == ["fp32", "w2a2"]
     by_ratio = records.assign(ratio=[0.5, 0.0, 0.0, 0.0, 0.5])
-    assert series(by_ratio, "Gini", [0.5], "ratio") == {0.5: {"w2a2": [0.7]}}
+    assert values_by_precision(by_ratio, "Gini", [0.5], "ratio") == {0.5: {"w2a2": [0.7]}}
 
 
 def test_the_noise_floor_spans_the_plain_fp32_networks_and_needs_two_of_them():

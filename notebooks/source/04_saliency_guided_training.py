@@ -537,7 +537,7 @@ plots.seeds_with_intervals(only(ratios, results), "mask ratio", directions)
 # %% [markdown]
 # A point is one network, its bar the 95 % interval of the mean over the images. Two neighbours of one colour are twins.
 #
-# Read it in this order: how far apart are the two points of one column, wherever that is furthest? Only a step from
+# Read it in this order: how far apart are two twins, wherever that is furthest? Only a step from
 # plain to guided that is larger is worth a word. The table has the means over images and seeds.
 
 # %%
@@ -888,7 +888,7 @@ for half_name in orders:
 #   then moves by about a quarter of a nat in place of about two.
 # - Guided maps (by magnitude, filled with noise) are steadier, more focused, *less* on the object and, in the one pair
 #   we have, more alike between twins. A random mask, too, makes them more focused and takes them off the object (lesson
-#   06).
+#   08).
 # - Deletion and insertion to black fall for the random map, too: the network has changed, not only its maps.
 # - A gain counts only if it is larger than the distance between twins, and a map only by its distance from random.
 # - Ranking by sign and ranking by magnitude are two methods with one name.

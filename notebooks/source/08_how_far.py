@@ -22,7 +22,7 @@
 # New words, all in the [glossary](GLOSSARY.md): [random mask](GLOSSARY.md#random-mask), [top-k
 # overlap](GLOSSARY.md#top-k-overlap), [jackknife](GLOSSARY.md#jackknife) and [infidelity](GLOSSARY.md#infidelity).
 #
-# About 64 minutes: 44 to read and play, 19 for the exercises, and 1 of computing. Nothing is trained here. After the
+# About 68 minutes: 48 to read and play, 19 for the exercises, and 1 of computing. Nothing is trained here. After the
 # first section read those that you want, in any order; run all cells, for some use names from above.
 
 # %% [markdown]
@@ -42,7 +42,7 @@ import pandas as pd
 
 from qsal_helpers import checks, plots, study
 from qsal_helpers.evidence import chosen, compare, differences, holm, interval, pseudo_values
-from qsal_helpers.study import GAINS, PRECISIONS, main_records, noise_floor, series, with_measures
+from qsal_helpers.study import GAINS, PRECISIONS, main_records, with_measures
 
 SCALE = SCALE or os.environ.get("QSAL_SCALE", "class")
 FOLDER = Path("results/study")
@@ -53,16 +53,24 @@ print(f"Python {platform.python_version()}, {len(records)} records, scale {SCALE
 # %% [markdown]
 # ## How do you read the tables?
 #
-# Lesson 06 asked most of its questions about one small set, so that you can do its runs again at home. Its answers were
-# these. Two bits take much of what the plain gradient's map gains over a random map. Guidance gives a part of that
-# back. A start from the fp32 twin gives back more.
+# Lesson 06 held two papers to their numbers. **Paper A** says that few bits with guidance keep the accuracy and are
+# more interpretable. **Paper B** says that fewer bits cost accuracy and clarity. It asked most of its questions about
+# one small set, so that you can do its runs again at home. Three answers came out:
+#
+# - Two bits take much of what the plain gradient's map gains over a random map.
+# - Guidance gives a part of that back.
+# - A start from the fp32 twin, with its answers as a target, gives back more.
 #
 # **Predict first.** Which of the three will hold on every data set? Write it down.
+#
+# The kinds of training are the same. **Plain** is cross-entropy. **Guided** is this package's default: it masks the
+# pixels that rank lowest by the sign of the loss's gradient. **Published** is the authors' own procedure. "-mini" are
+# the small sets; the others are the official ones.
 #
 # The tables are those of lesson 06: a row a measure, and in a cell one kind of training minus another, paired by seed.
 # It holds the mean and its 95 % interval. The difference is **sure** if the interval leaves out 0. A star marks what
 # **stands the correction**: Holm's, over the measures of the column. Accuracy stands as a fraction: -0.010 is one
-# point.
+# point. With two seeds Student's $t$ is 12.7, so such an interval says little, and it gets no star.
 
 # %%
 MEASURES = ["accuracy", *study.MEASURES]
@@ -80,17 +88,9 @@ minus(here, plain["w2a2"], plain["fp32"]).to_frame("FashionMNIST-mini: w2a2 − 
 # This is lesson 06's firmest finding: two bits take from all four gains, and from the share on the object. The map
 # becomes more focused and steadier.
 #
-# In the figures a dot is one training. The grey band is the noise floor, from the lowest to the highest plain fp32
+# In the figures a small dot is one training, the large mark the mean and the stroke its 95 % interval. High is good,
+# but not in sensitivity: low is steady. The grey band is the noise floor, from the lowest to the highest plain fp32
 # network, and the dashed line is the random map.
-
-
-# %%
-def against_bits(name, measures=tuple(study.MEASURES)):
-    frame = main[main.set == name]
-    chance = {"on object": frame["random: foreground mass"].mean()}
-    panels = {measure: series(frame, measure) for measure in measures}
-    return plots.plot_against_bits(panels, name, noise_floor(frame, panels), chance)
-
 
 # %% [markdown]
 # ## Do more clothes say the same?
@@ -132,11 +132,12 @@ print(f"{OFFICIAL}: guided minus plain")
 pd.DataFrame({bits: minus(frame, *pair) for bits, pair in pairs.items()})
 
 # %%
-against_bits(OFFICIAL)
+plots.plot_measures(main[main.set == OFFICIAL], "official FashionMNIST")
 
 # %% [markdown]
 # At every precision the map surely goes off the object: by its means to 44 to 49 %, where a random map has 51. At 2
-# bits this stands the correction over the seven questions of the claim, just (0.0497), and not over this column's
+# bits this stands the correction over the seven questions of lesson 06's third claim, "guidance helps the map", just
+# (`readable("fashion-mnist")` there prints 0.0497), and not over this column's
 # eight. The mean of each gain falls with black and rises with blur. So guidance by sign does not help here as it did on
 # the small set, on which its ranking was chosen.
 #
@@ -168,7 +169,7 @@ digits = main[main.set == "mnist"]
 pd.DataFrame({f"{bits} guided − fp32 plain": minus(digits, guided[bits], plain["fp32"]) for bits in PRECISIONS})
 
 # %%
-against_bits("mnist")
+plots.plot_measures(digits, "official MNIST")
 
 # %% [markdown]
 # With 4 bits the figures go paper A's way, on a set that had no part in the choice of the ranking. The combination has
@@ -191,7 +192,30 @@ pd.DataFrame({name: minus(with_measures(digits, **options), *pair, measures=GAIN
 # With 2 bits the combination surely loses 0.2 points of accuracy, and its map leads plain fp32's surely in three gains
 # and in focus.
 #
-# And the published procedure on these digits? Minus plain fp32:
+# And paper B? On the official MNIST 2 bits take about half of each gain from a plain network (the first table of "Do
+# more clothes say the same?"). Three of these losses are sure, and none stands the correction over B's claim. And
+# within guided networks, as B had them?
+
+# %%
+pd.DataFrame({name: minus(main[main.set == name], guided["w2a2"], guided["fp32"]) for name in sets})
+
+# %% [markdown]
+# On the official FashionMNIST and MNIST 2 bits take more from guided networks than from plain ones, in several
+# measures: on the one a point of accuracy, on the other all of the share on the digit that guidance had won. On the
+# small sets they take less of the gains with black.
+#
+# Why does guidance do so much on the official MNIST, and so little, or harm, on clothes? And why not on the small set
+# of digits, where it lowered deletion gains in fp32? One guess: most of a digit's image is empty, and a network that
+# has seen half of its pixels filled with noise learns to look past the empty part, if it is given enough steps. On
+# clothes there is little to look past. If so, any noise should do. "Is it the ranking, or the noise?" asks.
+#
+# So which set is right? Each, about itself. A claim about few bits or guidance and maps has to say on which data the
+# network was trained, on how much of it, and how long.
+
+# %% [markdown]
+# ## Why is the published procedure better on digits?
+#
+# On clothes the procedure as published lost five to six points. And on the official MNIST? Minus plain fp32:
 
 # %%
 pd.DataFrame({f"{bits} published − fp32 plain": minus(digits, published[bits], plain["fp32"]) for bits in PRECISIONS})
@@ -208,9 +232,9 @@ small_digits = main[main.set == "mnist-mini"]
 pd.DataFrame({f"{b} published − fp32 plain": minus(small_digits, published[b], plain["fp32"]) for b in PRECISIONS})
 
 # %% [markdown]
-# Yes, and at every precision: three to five of the seven measures are surely better, one is surely worse, deletion with
-# black. The insertion gain with black stands the correction each time. The accuracy lies 0.2 to 1.0 points lower, which
-# three seeds and 1,000 images cannot tell from 0. Our own guidance did not do that here. How do the two compare?
+# Mostly, and at every precision: three to five of the seven measures are surely better, one is surely worse, deletion
+# with black. The insertion gain with black stands the correction each time. The accuracy lies 0.2 to 1.0 points lower,
+# which three seeds and 1,000 images cannot tell from 0. Our own guidance did not do that here. How do the two compare?
 
 # %%
 found = {
@@ -224,8 +248,9 @@ pd.DataFrame(found)
 # On MNIST-mini the published procedure's map leads surely in six of the seven measures with 4 bits and in three with 2,
 # and trails surely in none, for the same accuracy as far as these seeds can tell. On the official MNIST it leads surely
 # in five with 2 bits, for 0.3 points; with 4 bits it leads in two and trails in two. So our default, which fares better
-# on clothes, is not the better choice on digits. Which difference makes it so? Take the published procedure, and change
-# one choice at a time to ours:
+# on clothes, is not the better choice on digits.
+#
+# Which difference makes it so? Take the published procedure, and change one choice at a time to ours:
 #
 # - **frozen**: masked images leave batch-norm's running statistics alone;
 # - **detached**: the divergence moves only the prediction for the masked image;
@@ -233,6 +258,8 @@ pd.DataFrame(found)
 # - **loss**: as "train", and they are ranked by the loss's gradient instead of the logit's.
 #
 # (The fifth difference, dropout, is none here: "cnn" has no dropout.)
+#
+# **Predict first.** Which of the four will take most from the map on digits?
 
 
 # %%
@@ -246,9 +273,9 @@ pd.DataFrame(found)
 
 # %% [markdown]
 # It is mostly the last one. With the loss's gradient all four gains and the share on the digit surely fall, and the
-# deletion gain with blur stands the correction. Clean statistics surely lower one gain and the focus, a detached
-# divergence surely lowers one gain. Where the ranking is taken makes no difference that three seeds can tell. The last
-# one and the detached divergence again, in fp32 and with 2 bits:
+# deletion gain with blur stands the correction. Clean statistics surely lower one gain, deletion with black, which
+# stands the correction, too, and the focus. A detached divergence surely lowers one gain. Where the ranking is taken
+# makes no difference that three seeds can tell. Is it so in fp32 and with 2 bits, too?
 
 # %%
 changed = lambda bits, choice: {"precision": bits, "objective": f"published-{choice}"}
@@ -278,9 +305,9 @@ pd.DataFrame(found)
 # %% [markdown]
 # On digits it helps, less than the published procedure made us expect. The means of all four gains and of the share on
 # the digit rise at every precision. In fp32 both insertion gains, focus, share and steadiness do so surely; with 4 bits
-# nothing is sure, with 2 one gain. On clothes it is the other way round: the deletion gain with blur surely falls at
-# every precision, by about 0.02. There the share on the object surely rises with 2 bits. The accuracy does not move
-# anywhere.
+# nothing is sure, with 2 one gain. On clothes the fills part. The deletion gain with blur surely falls at every
+# precision, by about 0.02. With 2 bits that with black and the share on the object surely rise. The accuracy moves
+# nowhere surely.
 #
 # Is that all of the published procedure's lead on digits? Minus our default that ranks by the logit:
 
@@ -296,25 +323,6 @@ pd.DataFrame(found)
 # It is not. The published map still leads surely in five measures in fp32, in four with 4 bits and in two with 2,
 # and trails in none. The rest must lie in the other choices, or in what they do together. Neither gradient is better
 # everywhere. Ours costs a backward pass less, and so it stays the default.
-#
-# Paper B is not refuted by that. In plain networks 2 bits take about half of each gain here. Of three that is sure, and
-# none of it stands the correction over B's claim. And within guided networks, as B had them?
-
-# %%
-pd.DataFrame({name: minus(main[main.set == name], guided["w2a2"], guided["fp32"]) for name in sets})
-
-# %% [markdown]
-# On the official FashionMNIST and MNIST 2 bits take more from guided networks than from plain ones, in several
-# measures: on the one a point of accuracy, on the other all of the share on the digit that guidance had won. On the
-# small sets they take less of the gains with black.
-#
-# Why does guidance do so much here, and so little or harm on the clothes? And why not on the small set of digits, where
-# it lowered deletion gains in fp32? One guess: most of a digit's image is empty, and a network that has seen half of
-# its pixels filled with noise learns to look past the empty part, if it is given enough steps. On clothes there is
-# little to look past. If so, any noise should do. The section after next asks.
-#
-# So which set is right? Each, about itself. A claim about few bits or guidance and maps has to say on which data the
-# network was trained, on how much of it, and how long.
 
 # %% [markdown]
 # ## And photographs?
@@ -322,12 +330,12 @@ pd.DataFrame({name: minus(main[main.set == name], guided["w2a2"], guided["fp32"]
 # CIFAR-10 is the other set of paper A. One training of each kind:
 
 # %%
-against_bits("cifar10", [measure for measure in study.MEASURES if measure != "on object"])
+plots.plot_measures(main[main.set == "cifar10"], "CIFAR-10, one seed")
 
 # %% [markdown]
-# Here the bits cost both. From fp32 to 2 bits ten points of accuracy go, the insertion gains fall by a third and by
-# almost a half, and the sensitivity doubles. The deletion gain is below 0 in every network, in fp32, too: deleting by
-# this map hurts less than deleting at random.
+# Here the bits cost accuracy and the map. From fp32 to 2 bits ten points of accuracy go, the insertion gains fall by a
+# third and by almost a half, and the sensitivity doubles. The deletion gain is below 0 in every network, in fp32, too:
+# deleting by this map hurts less than deleting at random.
 #
 # Guidance costs about two points or more, so the combination does not keep accuracy here: guided w4a4 has 79.0 %, plain
 # fp32 82.1. It moves seven of the eight deletion gains towards 0, and raises both insertion gains with 4 bits.
@@ -350,9 +358,10 @@ photos["plain"][[(epochs, bits) for epochs in (6, 24) for bits in ("fp32", "w4a4
 # All three gain: fp32 7 points, 4 bits 8, and 2 bits 12. So of the ten points that 2 bits cost in six epochs five are
 # left, and of the 1.2 that 4 bits cost, 0.7. A part of the loss was that few bits learn more slowly.
 #
-# And the map? The insertion gain with blur grows at all three. With 4 bits it is now fp32's; with 2 bits it is seven
-# tenths of that, where it was about half. But the map is no steadier: with 2 bits the sensitivity is still almost twice
-# fp32's. And the deletion gains stay below 0 everywhere.
+# And the map? The insertion gain with blur grows at all three. (With black it falls in fp32, rises with 4 bits and
+# stays with 2.) With 4 bits it is now fp32's; with 2 bits it is seven tenths of that, where it was about half. But the
+# map is no steadier: with 2 bits the sensitivity is still almost twice fp32's. And the deletion gains stay below 0
+# everywhere.
 #
 # Does guidance cost less, too, when there is more time? The same two precisions with it:
 
@@ -364,10 +373,68 @@ both[[(bits, *kind) for bits in ("w4a4", "w2a2") for kind in kinds]]
 # %% [markdown]
 # Less, but not nothing: 0.8 points with 4 bits, where it was 1.9, and 2.0 with 2 bits, where it was 2.7. At both
 # precisions the deletion gains are again nearer to 0, and insertion with black gains 0.02. Insertion with blur stays
-# where it is. So 4 bits with guidance now have insertion gains no smaller than plain fp32's, with both fills, for 1.6
-# points of accuracy. That is nearer to paper A's sentence than six epochs came.
+# where it is. So 4 bits with guidance now have a larger insertion gain than plain fp32 with black, and the same with
+# blur, for 1.6 points of accuracy. That is nearer to paper A's sentence than six epochs came.
 #
 # One seed each is a hint, no more. And 24 epochs are not 200: what a full schedule leaves is open.
+
+# %% [markdown]
+# ## Which ranking?
+#
+# Lesson 04 left a question open. Which pixels are the least salient: those with the smallest gradients, as the prose of
+# the paper on guided training says, or the most negative ones first, as its authors' code does? "Guided" above is the
+# second. The records hold the first as well.
+
+# %%
+signed, magnitude, at_random = (
+    {"objective": "guided", "rank_by": ranking} for ranking in ("signed", "magnitude", "random")
+)
+by_ranking = main_records(records, "rank_by")
+both_rankings = by_ranking[(by_ranking.set == SET) & (by_ranking.rank_by != "random")]
+names = both_rankings.objective.replace("guided", "guided, sign")
+kinds = both_rankings.assign(kind=names.mask(both_rankings.rank_by == "magnitude", "guided, magnitude"))
+compared = [*GAINS, "on object", "sensitivity"]
+plots.plot_measures(kinds, "FashionMNIST-mini", compared, ("plain", "guided, sign", "guided, magnitude"), "kind")
+
+# %%
+questions = [(measure, bits) for measure in MEASURES for bits in PRECISIONS]
+answers = [compare(both_rankings, m, {"precision": b} | signed, {"precision": b} | magnitude) for m, b in questions]
+stars = ["*" if p < 0.05 else "" for p in holm([answer["p"] for answer in answers])]
+cells = [f"{answer['difference']:+.3f}{star}" for answer, star in zip(answers, stars, strict=True)]
+pd.Series(cells, pd.MultiIndex.from_tuples(questions)).unstack().loc[MEASURES, list(PRECISIONS)]
+
+# %% [markdown]
+# A cell is signed minus magnitude, the mean over the seeds. A star marks what survives Holm's correction over all cells
+# of the table.
+#
+# It is a trade, and by its means the same one at every precision. Ranked by sign a network has larger gains with black
+# and stays closer to the object. Ranked by magnitude it gains more with blur, and its map is steadier. At 2 bits the
+# share on the object alone stands the correction. Which one deserves to be the default? Hold the ranking by magnitude
+# against plain training:
+
+# %%
+asked = {f"{bits}: guided, magnitude − plain": ({"precision": bits} | magnitude, plain[bits]) for bits in PRECISIONS}
+pd.DataFrame({name: minus(both_rankings, *pair) for name, pair in asked.items()})
+
+# %% [markdown]
+# With this ranking every precision buys its gains with blur by losing gains with black and the share on the object;
+# only insertion with black at 2 bits cannot be told. In the figure above both gains with black end below 0 at 2 bits:
+# there the map is worse than a random one. (By black, the plain map and the one ranked by sign are not surely better
+# than random there either.) Ranked by sign, guidance of a quantized network shows no such price here. That is why the
+# sign is our default.
+#
+# It is a choice between goods, not a proof. And whoever chooses by these images and seeds must not use them again as
+# evidence. Does the trade come again on the official set? (Its training had no part in the choice; a fifth of its test
+# images are the small set's.) A few of its runs rank by magnitude. Signed minus magnitude:
+
+# %%
+more_clothes = by_ranking[by_ranking.set == OFFICIAL]
+asked = {bits: ({"precision": bits} | signed, {"precision": bits} | magnitude) for bits in PRECISIONS}
+pd.DataFrame({bits: minus(more_clothes, *pair) for bits, pair in asked.items()})
+
+# %% [markdown]
+# It looks so: at every precision the signs of the gains and of the share on the object are those of the small set. But
+# this is one seed, and two at w4a4.
 
 # %% [markdown]
 # ## Is it the ranking, or the noise?
@@ -383,15 +450,10 @@ both[[(bits, *kind) for bits in ("w4a4", "w2a2") for kind in kinds]]
 # with blur, worse by deletion with black, and less on the object. Which of the four will a random mask do, too? (It has
 # four seeds here, so each column compares the seeds that both sides have.)
 
+
 # %%
-control = main_records(records, "rank_by")
-signed, magnitude, at_random = (
-    {"objective": "guided", "rank_by": ranking} for ranking in ("signed", "magnitude", "random")
-)
-
-
 def by_control(name, bits):
-    frame, bits = control[control.set == name], {"precision": bits}
+    frame, bits = by_ranking[by_ranking.set == name], {"precision": bits}
     return {
         "random − plain": minus(frame, bits | at_random, bits | {"objective": "plain"}),
         "signed − random": minus(frame, bits | signed, bits | at_random),
@@ -414,7 +476,7 @@ pd.DataFrame(by_control(SET, "w2a2"))
 # is the ranking's doing, and that of deletion with blur the noise's. So the straight-through gradient of a 2-bit
 # network is good enough to choose pixels by.
 #
-# And the magnitude, the ranking of the paper's prose? Minus a random mask it raises both gains with blur, in fp32 and
+# And the ranking by magnitude? Minus a random mask it raises both gains with blur, in fp32 and
 # at 2 bits. With black it adds next to nothing, 0.01 by deletion in fp32, and on the object nothing that can be told.
 #
 # So the ranking counts, and each ranking in its own way: the sign for what black pixels ask and for the object, the
@@ -432,7 +494,8 @@ pd.concat(found, axis=1).drop(columns="magnitude − random", level=1)
 # the ranking by sign brings nearly half of that back.
 #
 # On MNIST-mini the ranking counts for more. In fp32 (three seeds) the noise takes the map off the digit, and the
-# ranking by sign brings it back. At 2 bits (three seeds) the noise surely adds focus and one gain. The ranking surely
+# ranking by sign brings it back. The loss in deletion with black comes half from each. At 2 bits (three seeds) the
+# noise surely adds steadiness, focus, one gain and a little share on the digit. The ranking surely
 # adds to all four gains and to the share on the digit, each time more than the noise by its mean.
 #
 # On the official MNIST with 4 bits (two seeds) it is the noise. Alone it does all of what guidance does for the
@@ -440,8 +503,7 @@ pd.concat(found, axis=1).drop(columns="magnitude − random", level=1)
 # gain with black.
 #
 # So the guess about the empty part of a digit ("What do more digits say?") is not refuted on the official MNIST, and it
-# is no rule for digits. Where
-# paper A fares best, much of the gain may not come from saliency.
+# is no rule for digits. Where paper A fares best, much of the gain may not come from saliency.
 #
 # And the magnitude? Besides the small clothes there is one seed of it:
 
@@ -455,9 +517,9 @@ pd.DataFrame(by_control("fashion-mnist", "w2a2"))[["magnitude − random"]]
 # %% [markdown]
 # ## Would another method, or another unit, say the same?
 #
-# All this was about the plain gradient. In a quantized network it is a stand-in, the straight-through gradient of
-# lesson 01. Is another method, built from many such gradients, harmed in the same way? The records hold integrated
-# gradients, too. What do two bits take from their gains?
+# Nearly all tables so far judge the map of the gradient. In a quantized network it is a stand-in, the straight-through
+# gradient of lesson 01. Is another method, built from many such gradients, harmed in the same way? The records hold
+# integrated gradients, too. What do two bits take from their gains?
 
 # %%
 two_bits = plain["w2a2"], plain["fp32"]
@@ -475,12 +537,12 @@ pd.DataFrame({name: minus(by_integrated_gradients[main.set == name], *two_bits, 
 # And guidance? (The table lies on its side: a star corrects over the four gains of a row.)
 
 # %%
-pairs = {f"{bits}: guided − plain": (guided[bits], plain[bits]) for bits in PRECISIONS}
+asked = {f"{bits}: guided − plain": (guided[bits], plain[bits]) for bits in PRECISIONS}
 
 
 def gains_of(name, **options):
     frame = with_measures(main[main.set == name], **options)
-    return pd.DataFrame({label: minus(frame, *pair, measures=GAINS) for label, pair in pairs.items()}).T
+    return pd.DataFrame({label: minus(frame, *pair, measures=GAINS) for label, pair in asked.items()}).T
 
 
 gains_of(SET, method="integrated_gradients")
@@ -523,7 +585,7 @@ _ = checks.check_of_the_room(of_the_room)
 # **Predict first.** Does two bits' loss stay in this unit? Does what guidance returns at 2 bits?
 
 # %%
-pairs = {"w2a2 − fp32, plain": two_bits} | pairs
+asked = {"w2a2 − fp32, plain": two_bits} | asked
 gains_of(SET, of_the_room=True)
 
 # %%
@@ -533,7 +595,8 @@ gains_of("mnist-mini", of_the_room=True)
 # The loss at 2 bits stays, in all four gains and on both sets. What guidance returns at 2 bits stays, too, and so does
 # its rise of the deletion gain with blur on FashionMNIST-mini.
 #
-# Something else goes. The price of guidance in fp32, with black, can no longer be told from 0 here. On MNIST-mini the
+# Something else goes. On FashionMNIST-mini the price of guidance in fp32, with black, can no longer be told from 0. On
+# MNIST-mini the
 # means of both gains with black change their sign in fp32. What holds in both units deserves more trust.
 
 # %% [markdown]
@@ -558,69 +621,11 @@ pd.DataFrame({name: minus(frame, *pair) for name, pair in asked.items()})
 # With 4 bits the end layers cost nothing that these seeds can tell. With 2 bits they cost more than a point of
 # accuracy. Lesson 02's short trainings could not show it; in the PACT paper's ResNet-20 it is ten points.
 #
-# DoReFa's weights cost about a point with 4 bits and two with 2. (With the same 8-bit last layer it was eight points in
-# lesson 02's much shorter trainings.) With 4 bits the map loses with black and on the object.
+# DoReFa's weights cost about a point with 4 bits and two with 2. (With the same 8-bit last layer it was about ten
+# points in lesson 02's much shorter trainings.) With 4 bits the map loses with black and on the object.
 #
 # More surprising: where accuracy is lost, a gain with blur is larger. These gains are sure, and none stands even the
 # correction over its column.
-
-# %% [markdown]
-# ## Which ranking?
-#
-# Lesson 04 left a question open. Which pixels are the least salient: those with the smallest gradients, as the paper's
-# prose says, or the most negative ones first, as its authors' code does? "Guided" above is the second. The records hold
-# the first as well.
-
-# %%
-both_rankings = main_records(records, "rank_by")
-both_rankings = both_rankings[both_rankings.set == SET]
-by_magnitude = both_rankings.rank_by == "magnitude"
-kinds = both_rankings.assign(kind=both_rankings.objective + np.where(by_magnitude, ", magnitude", ""))
-compared = [*GAINS, "on object", "sensitivity"]
-panels = {value: series(kinds, value, ("plain", "guided", "guided, magnitude"), "kind") for value in compared}
-chance = {"on object": here["random: foreground mass"].mean()}
-plots.plot_against_bits(panels, SET, noise_floor(here, compared), chance)
-
-# %%
-questions = [(measure, bits) for measure in MEASURES for bits in PRECISIONS]
-answers = [compare(both_rankings, m, {"precision": b} | signed, {"precision": b} | magnitude) for m, b in questions]
-stars = ["*" if p < 0.05 else "" for p in holm([answer["p"] for answer in answers])]
-cells = [f"{answer['difference']:+.3f}{star}" for answer, star in zip(answers, stars, strict=True)]
-pd.Series(cells, pd.MultiIndex.from_tuples(questions)).unstack().loc[MEASURES, list(PRECISIONS)]
-
-# %% [markdown]
-# A cell is signed minus magnitude, the mean over the seeds. A star marks what survives Holm's correction over all cells
-# of the table.
-#
-# It is a trade, and by its means the same one at every precision. Ranked by sign a network has larger gains with black
-# and stays closer to the object. Ranked by magnitude it gains more with blur, and its map is steadier. At 2 bits the
-# share on the object alone stands the correction. Which one deserves to be the default? Hold the ranking by magnitude
-# against plain training:
-
-# %%
-asked = {f"{bits}: guided, magnitude − plain": ({"precision": bits} | magnitude, plain[bits]) for bits in PRECISIONS}
-pd.DataFrame({name: minus(both_rankings, *pair) for name, pair in asked.items()})
-
-# %% [markdown]
-# With this ranking every precision buys its gains with blur by losing gains with black and the share on the object;
-# only insertion with black at 2 bits cannot be told. In the figure above both gains with black end below 0 at 2 bits:
-# there the map is worse than a random one. (By black, the plain map and the one ranked by sign are not surely better
-# than random there either.) Ranked by sign, guidance of a quantized network shows no such price here. That is why the
-# sign is our default.
-#
-# It is a choice between goods, not a proof. And whoever chooses by these images and seeds must not use them again as
-# evidence. Does the trade come again on the official set? (Its training had no part in the choice; a fifth of its test
-# images are the small set's.) A few of its runs rank by magnitude. Signed minus magnitude:
-
-# %%
-more_clothes = main_records(records, "rank_by")
-more_clothes = more_clothes[more_clothes.set == OFFICIAL]
-asked = {bits: ({"precision": bits} | signed, {"precision": bits} | magnitude) for bits in PRECISIONS}
-pd.DataFrame({bits: minus(more_clothes, *pair) for bits, pair in asked.items()})
-
-# %% [markdown]
-# It looks so: at every precision the signs of the gains and of the share on the object are those of the small set. But
-# this is one seed, and two at w4a4.
 
 # %% [markdown]
 # ## Is it still the same map?
@@ -628,9 +633,9 @@ pd.DataFrame({bits: minus(more_clothes, *pair) for bits, pair in asked.items()})
 # Another question than "is it a good map?": does the small network's map agree with that of an fp32 network of
 # *another* seed? The floor is the agreement of two plain fp32 networks of different seeds.
 #
-# Two measures of agreement: the rank correlation of lesson 03, and the **top-k overlap**, the share of
-# the one map's most salient pixels that are among the other's, too. Each network of a kind is compared with the four
-# fp32 networks of other seeds.
+# Two measures of agreement: the rank correlation of lesson 03, and the **top-k overlap**, the share of the one map's
+# most salient tenth of the pixels that is in the other's, too. By chance it is 0.1. Each network of a kind is compared
+# with the four fp32 networks of other seeds.
 #
 # How sure is the mean over such pairs? Each fp32 network is in many of them, so they are not independent, and the usual
 # interval would be too narrow. The **jackknife** asks each seed instead: leave seed $i$ out, on both sides, and see how
@@ -642,8 +647,11 @@ pd.DataFrame({bits: minus(more_clothes, *pair) for bits, pair in asked.items()})
 #
 # ### Exercise 2: pseudo-values (easy, 4 minutes)
 #
-# Write `my_pseudo_values`, for the number `whole` from all seeds and a tensor `without`: its entry $i$ is the same
-# number without seed $i$. First a question: what are the pseudo-values of the plain mean of $n$ values?
+# First on paper: the mean of 1, 2 and 3 is 2, and without one of them it is 2.5, 2 or 1.5. What are the three
+# pseudo-values? What will they be for the plain mean of any $n$ values?
+#
+# Then write `my_pseudo_values`, for the number `whole` from all seeds and a tensor `without`: its entry $i$ is the same
+# number without seed $i$.
 
 
 # %%
@@ -662,12 +670,12 @@ _ = checks.check_pseudo_values(my_pseudo_values)
 #     return n * whole - (n - 1) * without
 # ```
 #
-# Of a plain mean they are the values: $n \bar{v}$ is the sum of all of them, and $(n - 1) \bar{v}_{-i}$ the sum of all
-# but one. So for independent values the jackknife's interval is the usual one.
+# On paper: 1, 2 and 3. Of a plain mean the pseudo-values are the values: $n \bar{v}$ is the sum of all of them, and $(n
+# - 1) \bar{v}_{-i}$ the sum of all but one. So for independent values the jackknife's interval is the usual one.
 #
 # </details>
 #
-# The package's version, for the mean of 1, 2 and 3. It is 2, and without one of them 2.5, 2 or 1.5:
+# The package's version, for the example on paper:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -680,21 +688,38 @@ pairs["seed"], pairs["other seed"] = pairs.id.map(seed_of), pairs.reference.map(
 agreement = pairs[pairs.seed != pairs["other seed"]].merge(main[["id", "precision", "objective"]], on="id")
 
 
-def jackknife(pairs, measure):
-    seeds = pairs.seed.unique()
+def by_seed(pairs, measure):
+    seeds = sorted(pairs.seed.unique())
     without = [pairs[(pairs.seed != s) & (pairs["other seed"] != s)][measure].mean() for s in seeds]
-    low, high = interval(pseudo_values(pairs[measure].mean(), without))
+    return np.array(pseudo_values(pairs[measure].mean(), without))
+
+
+def jackknife(pairs, measure):
+    low, high = interval(by_seed(pairs, measure))
     return f"{pairs[measure].mean():.3f} ({low:.3f} to {high:.3f})"
 
 
-kinds = agreement.groupby(["objective", "precision"], sort=False)
-pd.DataFrame({m: {kind: jackknife(frame, m) for kind, frame in kinds} for m in ("rank correlation", "top-k overlap")})
+ALIKE = ("rank correlation", "top-k overlap")
+kinds = dict(list(agreement.groupby(["objective", "precision"], sort=False)))
+pd.DataFrame({measure: {kind: jackknife(frame, measure) for kind, frame in kinds.items()} for measure in ALIKE})
 
 # %% [markdown]
 # The first row, plain fp32, is the floor. Rows near it say: this network's map differs from fp32's as much as another
 # random start does. Even that floor is low: two trainings of one network agree on little. Two bits go below it by both
-# numbers. Guidance lowers the means in fp32 and, less, at 4 bits, not surely; at 2 bits there is hardly a difference.
-# The published procedure has the lowest means throughout.
+# numbers. The published procedure has the lowest means throughout.
+#
+# And guidance? Do not compare the intervals: take the differences of the pseudo-values, seed by seed.
+
+# %%
+for bits in PRECISIONS:
+    for measure in ALIKE:
+        change = by_seed(kinds["guided", bits], measure) - by_seed(kinds["plain", bits], measure)
+        low, high = interval(change)
+        print(f"{bits}, {measure}: guided minus plain {change.mean():+.3f} ({low:+.3f} to {high:+.3f})")
+
+# %% [markdown]
+# By the top-k overlap guidance surely lowers the agreement in fp32 and, less, with 4 bits. By the rank correlation
+# nothing is sure. With 2 bits there is hardly a difference by either.
 #
 # And the fp32 network of the *same* seed, which began with the same weights? Has the recipe of lesson 06 ("Can two bits
 # have the maps of fp32?"), which starts from its own float twin and learns from its answers, kept the twin's map?
@@ -735,7 +760,8 @@ for kind, wanted in asked.items():
 #   That is why we left it out.
 #
 # What do they say of four claims about 2 bits? The first two you know. The third is lesson 06's ratio of 0.75, with
-# which no measure of the map was surely worse than plain fp32's. The fourth is the recipe.
+# which no measure of the map was surely worse than plain fp32's. The fourth is lesson 06's recipe: a 2-bit network that
+# starts from its fp32 twin and learns from its answers.
 
 # %%
 by_ratio, three_quarters = main_records(records, "mask_ratio"), guided["w2a2"] | {"set": SET, "mask_ratio": 0.75}
@@ -798,11 +824,12 @@ guided_minus_plain(left_out[2])
 # ### Exercise 3: where does it end? (open, 10 minutes)
 #
 # Take a sentence of the form "X has more of Z than Y". In the cell below it is one of paper A's: guided w4a4 has a
-# larger deletion gain with blur than plain fp32. Then ask it in every way that the records allow: on four data sets, by
-# three methods, in two units. Write down **before** you run it in how many of the sixteen cells the sentence will be
+# larger deletion gain with blur than plain fp32. Then ask it on four data sets, by three methods, and for the gradient
+# in a second unit, too: sixteen cells. Write down **before** you run it in how many of them the sentence will be
 # sure, and in how many its opposite.
 #
-# Change the first two lines to a sentence of your own. How must it be worded to be true?
+# Change the first two lines to a sentence of your own: `one` and `base` are of `plain`, `guided` or `published`, and
+# `gain` is one of `GAINS`. How must it be worded to be true?
 
 # %%
 one, base = guided["w4a4"], plain["fp32"]
@@ -820,16 +847,20 @@ pd.DataFrame(found).T
 # <details><summary>One answer</summary>
 #
 # It is sure in four cells, its opposite in four, and eight cannot be told. The four are all of the official MNIST:
-# every method and both units agree there. Three of the opposite are MNIST-mini, which has digits, too, but 4,000 images
-# in place of 60,000 and so fewer steps; there the unit takes one of them away. The fourth is integrated gradients on
-# the official FashionMNIST. So a sentence that is true says: "On the official MNIST, after 8 epochs, ..." Whether it is
-# the data or the number of steps that makes the two sets of digits differ, these records cannot tell.
+# every method and both units agree there. (By chance one of sixteen would be sure.) Three of the opposite are
+# MNIST-mini, by the three methods: it has digits, too, but 4,000 images in place of 60,000, and so fewer steps. The
+# fourth is integrated gradients on the official FashionMNIST. So a sentence that is true says: "On the official MNIST,
+# after 8 epochs, ..." Whether it is the data or the number of steps that makes the two sets of digits differ, these
+# records cannot tell.
 #
 # </details>
 
 # %% [markdown]
 # ## In this lesson
 #
+# - **None of lesson 06's three answers holds everywhere.** Two bits: on the official FashionMNIST three seeds cannot
+#   tell. Guidance: there it takes the map off the object. The start from the twin: on MNIST-mini it does not reach
+#   fp32, and on CIFAR-10 the deletion gains fall (lesson 06, "Can two bits have the maps of fp32?").
 # - **Few bits.** At 2 bits a plain network's map loses about half of its gains on the official MNIST; on the official
 #   FashionMNIST three seeds cannot tell. By integrated gradients less is lost on three of four sets. ResNet-20 on
 #   CIFAR-10 loses ten points of accuracy in six epochs and five in 24 (one seed).
@@ -846,7 +877,8 @@ pd.DataFrame(found).T
 #   steadiness.
 # - A good map and a kept map are two things. The 2-bit network that starts from its fp32 twin keeps a part of the
 #   twin's map, not all of it.
-# - Seven measures are a choice. By the three left out, the same network is better by one and worse by two.
+# - Seven measures are a choice. By the three left out, that network's map is surely better than fp32's in one and
+#   surely worse in two.
 # - What holds for one method, one fill, one unit or one set need not hold for the next. Name them when you say "the
 #   map".
 
@@ -855,6 +887,9 @@ pd.DataFrame(found).T
 #
 # - Maleki and others, 2024: [arXiv 2412.03915](https://arxiv.org/abs/2412.03915) (paper A).
 # - Mousa Rezabeyk and others, 2024: [arXiv 2411.05858](https://arxiv.org/abs/2411.05858) (paper B).
+# - Ismail, Corrada Bravo and Feizi, 2021: Improving deep learning interpretability by saliency guided training.
+#   NeurIPS; "published" is their procedure.
+# - Choi and others, 2018: [PACT](https://arxiv.org/abs/1805.06085).
 # - Tukey, 1958: Bias and confidence in not quite large samples (abstract). The Annals of Mathematical Statistics 29,
 #   for the pseudo-values.
 # - Yeh and others, 2019: [On the (in)fidelity and sensitivity of explanations](https://arxiv.org/abs/1901.09392).
