@@ -54,8 +54,8 @@ print(f"Python {platform.python_version()}, {len(records)} records, scale {SCALE
 # ## How do you read the tables?
 #
 # Lesson 06 held two papers to their numbers. **Paper A** says that few bits with guidance keep the accuracy and are
-# more interpretable. **Paper B** says that fewer bits cost accuracy and clarity. It asked most of its questions about
-# one small set, so that you can do its runs again at home. Three answers came out:
+# more interpretable. **Paper B** says that fewer bits cost accuracy and clarity. The lesson asked most of its questions
+# about one small set, so that you can do its runs again at home. Three answers came out:
 #
 # - Two bits take much of what the plain gradient's map gains over a random map.
 # - Guidance gives a part of that back.
@@ -349,8 +349,10 @@ plots.plot_measures(main[main.set == "cifar10"], "CIFAR-10, one seed")
 # **Predict first.** Which of the three gains most accuracy? And does the map come back with it?
 
 # %%
-photos = main_records(records, "epochs", "bfloat16").query("set == 'cifar10'")
-photos = photos[photos.bfloat16 == (photos.epochs == 24)].set_index(["objective", "epochs", "precision"])
+photos = main_records(records, "epochs", "bfloat16", "start", "distilled").query("set == 'cifar10'")
+photos = photos[photos.bfloat16 == (photos.epochs == 24)]
+photos = photos.assign(training=photos.objective.where(photos.start == "scratch", "from its twin"))
+photos = photos.set_index(["training", "epochs", "precision"])
 photos = photos[["accuracy", *GAINS, "sensitivity"]].T.round(3)
 photos["plain"][[(epochs, bits) for epochs in (6, 24) for bits in ("fp32", "w4a4", "w2a2")]]
 
@@ -366,9 +368,9 @@ photos["plain"][[(epochs, bits) for epochs in (6, 24) for bits in ("fp32", "w4a4
 # Does guidance cost less, too, when there is more time? The same two precisions with it:
 
 # %%
-both = photos.reorder_levels(["precision", "epochs", "objective"], axis=1)
-kinds = [(epochs, objective) for epochs in (6, 24) for objective in ("plain", "guided")]
-both[[(bits, *kind) for bits in ("w4a4", "w2a2") for kind in kinds]]
+by_bits = photos.reorder_levels(["precision", "epochs", "training"], axis=1)
+kinds = [(epochs, training) for epochs in (6, 24) for training in ("plain", "guided")]
+by_bits[[(bits, *kind) for bits in ("w4a4", "w2a2") for kind in kinds]]
 
 # %% [markdown]
 # Less, but not nothing: 0.8 points with 4 bits, where it was 1.9, and 2.0 with 2 bits, where it was 2.7. At both
@@ -670,8 +672,8 @@ _ = checks.check_pseudo_values(my_pseudo_values)
 #     return n * whole - (n - 1) * without
 # ```
 #
-# On paper: 1, 2 and 3. Of a plain mean the pseudo-values are the values: $n \bar{v}$ is the sum of all of them, and $(n
-# - 1) \bar{v}_{-i}$ the sum of all but one. So for independent values the jackknife's interval is the usual one.
+# On paper: 1, 2 and 3. Of a plain mean the pseudo-values are the values: $n \bar{v}$ is the sum of all of them, and
+# $(n - 1) \bar{v}_{-i}$ the sum of all but one. So for independent values the jackknife's interval is the usual one.
 #
 # </details>
 #
