@@ -1867,3 +1867,42 @@ def plot_choice_of_study(
         if not len(shown):
             ax.text(0.5, 0.6, "no record", ha="center", va="center", transform=ax.transAxes)
     return figure
+
+
+# ---------------------------------------------------------------- lesson 08
+
+
+@styled
+def plot_sentence(answers: dict[str, dict[str, dict[str, float]]], title: str, xlabel: str) -> Picture:
+    """Return differences with their 95 % intervals: a panel a data set, a row a way to ask.
+
+    A triangle points to where a difference surely lies, above or below 0; a circle cannot be told from 0. The titles
+    count both. A difference of one seed has no interval.
+
+    Parameters
+    ----------
+    answers : a panel's title -> a row -> what `evidence.compare` returns.
+
+    Examples
+    --------
+    >>> found = {"difference": 0.1, "low": 0.05, "high": 0.15}
+    >>> figure = plot_sentence({"MNIST": {"gradient": found}}, "guided minus plain", "deletion gain, blur")
+    """
+    ways = list(next(iter(answers.values())))
+    figure, [axes] = new_figure(1, len(answers), height=0.42 * len(ways) + 1.7, sharey=True)
+    looks = {1: (">", PALETTE["blue"], 1.0), -1: ("<", PALETTE["vermilion"], 1.0), 0: ("o", PALETTE["grey"], 0.0)}
+    for ax, (name, rows) in zip(axes, answers.items(), strict=True):
+        ax.axvline(0, color="black", linewidth=1)
+        signs = []
+        for place, found in enumerate(rows.values()):
+            signs.append((found["low"] > 0) - (found["high"] < 0))
+            marker, colour, filled = looks[signs[-1]]
+            ax.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=2)
+            face = colour if filled else "white"
+            ax.plot(found["difference"], place, marker=marker, color=colour, markerfacecolor=face, markersize=8)
+        ax.set(title=f"{name}\n{signs.count(1)} above, {signs.count(-1)} below 0", xlabel=xlabel)
+        ax.locator_params(axis="x", nbins=3)
+        ax.margins(x=0.12)
+    axes[0].set(yticks=range(len(ways)), yticklabels=ways, ylim=(len(ways) - 0.5, -0.5))
+    figure.suptitle(title)
+    return figure

@@ -30,6 +30,7 @@ from .plots import (
     plot_method,
     plot_pact,
     plot_prediction,
+    plot_sentence,
     plot_training_now,
 )
 from .saliency import device_of, saliency_map
@@ -513,3 +514,26 @@ def study_panel(
         "ratio": choice("mask ratio", guided_ratios, guided_ratios[len(guided_ratios) // 2]),
     }
     return panel(draw, controls, help="A dot is one training. The bar through a mean is its 95 % interval.")
+
+
+# ---------------------------------------------------------------- lesson 08
+
+
+def sentence_panel(
+    answers: Mapping[tuple[str, str], Mapping[str, Mapping[str, Mapping[str, float]]]],
+) -> ipywidgets.VBox:
+    """Return sliders for what is compared and for the measure, above the answers on each data set.
+
+    Parameters
+    ----------
+    answers : (what is compared, measure), every pair of the two -> as `plot_sentence` takes it.
+
+    Examples
+    --------
+    >>> found = {"MNIST": {"gradient": {"difference": 0.1, "low": 0.05, "high": 0.15}}}
+    >>> box = sentence_panel({("guided minus plain", "deletion gain, blur"): found})
+    """
+    sentences, measures = (list(dict.fromkeys(column)) for column in zip(*answers, strict=True))
+    controls = {"sentence": choice("compared", sentences), "measure": choice("measure", measures)}
+    draw = lambda sentence, measure: plot_sentence(answers[sentence, measure], sentence, measure)
+    return panel(draw, controls, help="A triangle is sure, a circle cannot be told from 0.")

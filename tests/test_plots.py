@@ -3,6 +3,7 @@
 import inspect
 import io
 import itertools
+import math
 
 import matplotlib
 import numpy as np
@@ -423,6 +424,22 @@ def test_the_bar_of_a_seed_is_the_change_that_it_was_given():
     assert {
         int(label.get_text()): bar.get_height() for label, bar in zip(ax.get_xticklabels(), ax.patches, strict=True)
     } == differences
+
+
+# ---------------------------------------------------------------- lesson 08
+
+
+def test_a_triangle_points_to_where_a_difference_surely_lies_and_a_circle_cannot_be_told_from_0():
+    found = {"a": (0.2, 0.1, 0.3), "b": (-0.2, -0.3, -0.1), "c": (0.1, -0.1, 0.3), "d": (0.4, math.nan, math.nan)}
+    rows = {way: dict(zip(("difference", "low", "high"), numbers, strict=True)) for way, numbers in found.items()}
+    figure = plots.plot_sentence({"MNIST": rows, "CIFAR-10": {way: rows["c"] for way in rows}}, "title", "a gain")
+    left, right = figure.axes
+    marks = [line for line in left.lines if line.get_marker() != "None"]
+    assert [mark.get_marker() for mark in marks] == [">", "<", "o", "o"]
+    assert [(mark.get_xdata()[0], mark.get_ydata()[0]) for mark in marks] == [(0.2, 0), (-0.2, 1), (0.1, 2), (0.4, 3)]
+    assert (left.get_title(), right.get_title()) == ("MNIST\n1 above, 1 below 0", "CIFAR-10\n0 above, 0 below 0")
+    assert [label.get_text() for label in left.get_yticklabels()] == list(rows) and left.yaxis_inverted()
+    assert "1 above, 1 below 0" in figure.words()
 
 
 # ---------------------------------------------------------------- one visual language

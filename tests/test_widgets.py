@@ -275,6 +275,16 @@ def test_the_studys_panel_names_the_seeds_that_both_kinds_have_and_begins_at_the
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "2"]
 
 
+def test_the_panel_of_a_sentence_shows_the_answers_to_what_its_sliders_name():
+    answer = lambda middle: {"MNIST": {"gradient": {"difference": middle, "low": middle - 1, "high": middle + 1}}}
+    answers = {(one, gain): answer(i + 3 * j) for i, one in enumerate("ab") for j, gain in enumerate("xy")}
+    box = widgets.sentence_panel(answers)
+    sentence, measure = box.children[0].children
+    sentence.value, measure.value = "b", "x"
+    alone = plots.plot_sentence(answers["b", "x"], "b", "x")
+    assert bytes(box.children[-1].value) == alone.to_png(compression=1)
+
+
 def test_an_error_is_shown_with_the_picture_that_was_there_before_and_the_next_move_recovers():
     box = widgets.panel(
         lambda bits: plots.new_figure(width=bits / (bits != 5))[0], {"bits": widgets.slider("", 4, 2, 8)}
