@@ -341,12 +341,12 @@ plots.plot_measures(main[main.set == "cifar10"], "CIFAR-10, one seed")
 # fp32 82.1. It moves seven of the eight deletion gains towards 0, and raises both insertion gains with 4 bits.
 #
 # All of it is one seed, so every dot may be chance. And it is six epochs, where the PACT paper takes 200 and loses two
-# points at 2 bits. Do networks with few bits only learn more slowly? Three of the plain ones were trained again, with
-# four times as many epochs. (Their training passes were computed in bfloat16, which is faster. At six epochs that
+# points at 2 bits. Do networks with few bits only learn more slowly? The plain ones were trained again, with four
+# times as many epochs. (Their training passes were computed in bfloat16, which is faster. At six epochs that
 # moved the accuracy by 0.5 points in fp32 and by 0.4 with 2 bits, and one gain by 0.02. On FashionMNIST-mini five seeds
 # see no difference: `benchmarks/RESULTS.md`.)
 #
-# **Predict first.** Which of the three gains most accuracy? And does the map come back with it?
+# **Predict first.** Which of the four gains most accuracy? And does the map come back with it?
 
 # %%
 photos = main_records(records, "epochs", "bfloat16", "start", "distilled").query("set == 'cifar10'")
@@ -354,18 +354,19 @@ photos = photos[photos.bfloat16 == (photos.epochs == 24)]
 photos = photos.assign(training=photos.objective.where(photos.start == "scratch", "from its twin"))
 photos = photos.set_index(["training", "epochs", "precision"])
 photos = photos[["accuracy", *GAINS, "sensitivity"]].T.round(3)
-photos["plain"][[(epochs, bits) for epochs in (6, 24) for bits in ("fp32", "w4a4", "w2a2")]]
+photos["plain"][[(epochs, bits) for epochs in (6, 24) for bits in PRECISIONS]]
 
 # %% [markdown]
-# All three gain: fp32 7 points, 4 bits 8, and 2 bits 12. So of the ten points that 2 bits cost in six epochs five are
-# left, and of the 1.2 that 4 bits cost, 0.7. A part of the loss was that few bits learn more slowly.
+# All four gain: fp32 7 points, 4 bits 8, mixed-4/2 10, and 2 bits 12. So of the ten points that 2 bits cost in six
+# epochs five are left, of the six of mixed-4/2 three, and of the 1.2 that 4 bits cost, 0.7. A part of the loss was that
+# few bits learn more slowly.
 #
-# And the map? The insertion gain with blur grows at all three. (With black it falls in fp32, rises with 4 bits and
-# stays with 2.) With 4 bits it is now fp32's; with 2 bits it is seven tenths of that, where it was about half. But the
-# map is no steadier: with 2 bits the sensitivity is still almost twice fp32's. And the deletion gains stay below 0
-# everywhere.
+# And the map? The insertion gain with blur grows at all four. (With black it falls in fp32, stays with 2 bits and rises
+# with the other two.) With 4 bits it is now fp32's, with mixed-4/2 nearly; with 2 bits it is seven tenths of that,
+# where it was about half. But the map is no steadier: with 2 bits the sensitivity is still almost twice fp32's. And the
+# deletion gains stay below 0 everywhere.
 #
-# Does guidance cost less, too, when there is more time? The same two precisions with it:
+# Does guidance cost less, too, when there is more time? Two of the precisions with it:
 
 # %%
 by_bits = photos.reorder_levels(["precision", "epochs", "training"], axis=1)
