@@ -1889,7 +1889,7 @@ def plot_sentence(answers: dict[str, dict[str, dict[str, float]]], title: str, x
     >>> figure = plot_sentence({"MNIST": {"gradient": found}}, "guided minus plain", "deletion gain, blur")
     """
     ways = list(next(iter(answers.values())))
-    figure, [axes] = new_figure(1, len(answers), height=0.42 * len(ways) + 1.7, sharey=True)
+    figure, [axes] = new_figure(1, len(answers), height=0.42 * len(ways) + 1.7)
     looks = {1: (">", PALETTE["blue"], 1.0), -1: ("<", PALETTE["vermilion"], 1.0), 0: ("o", PALETTE["grey"], 0.0)}
     for ax, (name, rows) in zip(axes, answers.items(), strict=True):
         ax.axvline(0, color="black", linewidth=1)
@@ -1900,9 +1900,10 @@ def plot_sentence(answers: dict[str, dict[str, dict[str, float]]], title: str, x
             ax.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=2)
             face = colour if filled else "white"
             ax.plot(found["difference"], place, marker=marker, color=colour, markerfacecolor=face, markersize=8)
-        ax.set(title=f"{name}\n{signs.count(1)} above, {signs.count(-1)} below 0", xlabel=xlabel)
-        ax.locator_params(axis="x", nbins=3)
+        ax.set(title=f"{name}\n{signs.count(1)} above, {signs.count(-1)} below", xlabel=xlabel)
+        ax.locator_params(axis="x", nbins=2)
         ax.margins(x=0.12)
-    axes[0].set(yticks=range(len(ways)), yticklabels=ways, ylim=(len(ways) - 0.5, -0.5))
+        ax.set(yticks=[], ylim=(len(ways) - 0.5, -0.5))
+    axes[0].set_yticks(range(len(ways)), ways)
     figure.suptitle(title)
     return figure

@@ -437,9 +437,9 @@ def test_a_triangle_points_to_where_a_difference_surely_lies_and_a_circle_cannot
     marks = [line for line in left.lines if line.get_marker() != "None"]
     assert [mark.get_marker() for mark in marks] == [">", "<", "o", "o"]
     assert [(mark.get_xdata()[0], mark.get_ydata()[0]) for mark in marks] == [(0.2, 0), (-0.2, 1), (0.1, 2), (0.4, 3)]
-    assert (left.get_title(), right.get_title()) == ("MNIST\n1 above, 1 below 0", "CIFAR-10\n0 above, 0 below 0")
+    assert (left.get_title(), right.get_title()) == ("MNIST\n1 above, 1 below", "CIFAR-10\n0 above, 0 below")
     assert [label.get_text() for label in left.get_yticklabels()] == list(rows) and left.yaxis_inverted()
-    assert "1 above, 1 below 0" in figure.words()
+    assert "1 above, 1 below" in figure.words()
 
 
 # ---------------------------------------------------------------- one visual language
