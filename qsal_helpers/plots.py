@@ -1890,15 +1890,15 @@ def plot_sentence(answers: dict[str, dict[str, dict[str, float]]], title: str, x
     """
     ways = list(next(iter(answers.values())))
     figure, [axes] = new_figure(1, len(answers), height=0.42 * len(ways) + 1.7)
-    looks = {1: (">", PALETTE["blue"], 1.0), -1: ("<", PALETTE["vermilion"], 1.0), 0: ("o", PALETTE["grey"], 0.0)}
+    looks = {1: (">", PALETTE["blue"]), -1: ("<", PALETTE["vermilion"]), 0: ("o", PALETTE["grey"])}
     for ax, (name, rows) in zip(axes, answers.items(), strict=True):
         ax.axvline(0, color="black", linewidth=1)
         signs = []
         for place, found in enumerate(rows.values()):
             signs.append((found["low"] > 0) - (found["high"] < 0))
-            marker, colour, filled = looks[signs[-1]]
+            marker, colour = looks[signs[-1]]
             ax.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=2)
-            face = colour if filled else "white"
+            face = colour if signs[-1] else "white"
             ax.plot(found["difference"], place, marker=marker, color=colour, markerfacecolor=face, markersize=8)
         ax.set(title=f"{name}\n{signs.count(1)} above, {signs.count(-1)} below", xlabel=xlabel)
         ax.locator_params(axis="x", nbins=2)
