@@ -539,6 +539,8 @@ def read_record(folder: str | os.PathLike, run: Run | str) -> dict:
 def load_records(folder: str | os.PathLike) -> pd.DataFrame:
     """Return the finished runs as a table: a row a run; its fields, figures and the mean of each metric as columns.
 
+    The column "set" names data and size at once: "fashion-mnist-mini" is not the official "fashion-mnist".
+
     Raises
     ------
     FileNotFoundError if there is no such folder.
@@ -563,7 +565,9 @@ def load_records(folder: str | os.PathLike) -> pd.DataFrame:
             figures["best_epoch"] = record["history"]["best_epoch"]
             means = {name: value.get("mean") for name, value in record["metrics"].items()}
             # Through Run, so that fields added later have their defaults in earlier records.
-            rows.append(figures | dataclasses.asdict(Run(**record["run"])) | means)
+            run = Run(**record["run"])
+            name = run.data if run.size == "full" else f"{run.data}-{run.size}"
+            rows.append(figures | dataclasses.asdict(run) | {"set": name} | means)
     return pd.DataFrame(rows, columns=None if rows else [f.name for f in dataclasses.fields(Run)])
 
 
@@ -902,15 +906,14 @@ def against_fp32(records: pd.DataFrame) -> pd.DataFrame:
     --------
     >>> import pandas as pd
     >>> areas = [f"{m}: {k}, {f}" for m in METHODS for k in ("deletion", "insertion") for f in ("black", "blur")]
-    >>> rows = [dataclasses.asdict(Run(precision=p)) | {"accuracy": 0.9} for p in ("fp32", "w2a2")]
-    >>> records = pd.DataFrame([row | dict.fromkeys(areas, 0.5) for row in rows])
+    >>> figures = {"set": "fashion-mnist", "accuracy": 0.9} | dict.fromkeys(areas, 0.5)
+    >>> records = pd.DataFrame([dataclasses.asdict(Run(precision=p)) | figures for p in ("fp32", "w2a2")])
     >>> against_fp32(records)["fashion-mnist"].tolist()
     ['90.00% (1)', '90.00% (1)']
     """
     import pandas as pd
 
     main = main_records(with_measures(records), "start", "distilled")
-    main = main.assign(set=main.data + main["size"].map({"full": ""}).fillna("-mini"))
     base = {"precision": "fp32"} | _KINDS["plain"]
     cells: dict[str, dict[str, str]] = {}
     for (kind, wanted), precision in itertools.product(_KINDS.items(), PRECISIONS):

@@ -388,7 +388,7 @@ def test_an_empty_folder_makes_empty_tables(tmp_path):
 
 def test_a_measure_counts_as_better_or_worse_where_the_interval_of_its_paired_difference_leaves_out_0():
     areas = [f"{kind}, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
-    same = {f"{method}: {area}": 0.5 for method in ("gradient", "random") for area in areas}
+    same = {f"{method}: {area}": 0.5 for method in ("gradient", "random") for area in areas} | {"set": "fashion-mnist"}
     same |= {"gradient: gini": 0.5, "gradient: foreground mass": 0.5, "gradient: sensitivity": 0.5}
     changed = {
         "gradient: deletion, black": [-0.2, -0.21, -0.19],  # a smaller area: better
@@ -417,7 +417,7 @@ def test_a_measure_counts_as_better_or_worse_where_the_interval_of_its_paired_di
 def test_nothing_is_counted_where_no_two_seeds_are_paired_or_their_difference_has_no_spread():
     areas = [f"{kind}, {fill}" for kind in ("deletion", "insertion") for fill in ("black", "blur")]
     same = {f"{method}: {area}": 0.5 for method in ("gradient", "random") for area in areas} | {"accuracy": 0.8}
-    same |= {"gradient: foreground mass": 0.5, "gradient: sensitivity": 0.5}
+    same |= {"set": "fashion-mnist", "gradient: foreground mass": 0.5, "gradient: sensitivity": 0.5}
     row = lambda precision, seed, gini: (
         dataclasses.asdict(Run(precision=precision, seed=seed)) | same | {"gradient: gini": gini}
     )
@@ -510,6 +510,21 @@ def write_record(folder, run, without=None):
     record["history"] = {"best_epoch": 1}
     record["metrics"] = {name: {"mean": 0.5} for name in (*study.SHOWN, *areas) if name != without}
     (folder / f"{run.id}.json").write_text(json.dumps(record))
+
+
+def test_a_set_is_named_by_its_data_and_its_size_so_that_only_a_mini_set_counts_as_one(tmp_path):
+    for size in ("full", "mini", 500):
+        write_record(tmp_path, Run("mnist", size))
+    records = load_records(tmp_path)
+    assert records.groupby("size").set.agg(set).to_dict() == {
+        "full": {"mnist"},
+        "mini": {"mnist-mini"},
+        500: {"mnist-500"},
+    }
+    assert study.against_fp32(records).loc["fp32, plain"].to_dict() == {
+        "mnist-mini": "50.00% (1)",
+        "mnist": "50.00% (1)",
+    }
 
 
 def test_the_table_holds_only_the_group_and_the_seeds_that_were_asked_for(tmp_path, capsys):

@@ -49,7 +49,6 @@ from qsal_helpers.study import GAINS, PRECISIONS, main_records, noise_floor, val
 SCALE = SCALE or os.environ.get("QSAL_SCALE", "class")
 FOLDER = Path("results/study")
 records = with_measures(study.load_records(FOLDER))
-records["set"] = records.data + np.where(records["size"] == "full", "", "-mini")
 print(f"Python {platform.python_version()}, torch {torch.__version__}, {len(records)} records, scale {SCALE}")
 
 # %% [markdown]
