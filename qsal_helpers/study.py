@@ -700,7 +700,7 @@ def plan() -> dict[str, list[Run]]:
             for seed in range(3)
             for precision in ("w2a2", "fp32")
         ],
-        "twin-fashion-mnist": some(start="twin", distilled=True),
+        "twin-fashion-mnist": some(5, start="twin", distilled=True),
         "twin-mnist": some(data="mnist", start="twin", distilled=True),
         "twin-cifar10": [dataclasses.replace(cifar10, precision=p, start="twin", distilled=True) for p in low],
     }
