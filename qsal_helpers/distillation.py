@@ -60,7 +60,10 @@ class Distilled:
         # With a digest in the teacher's place, so that `fit` resumes a training only with the same teacher.
         digest = hashlib.sha256(str(getattr(self.teacher, "precision", "fp32")).encode())
         for value in self.teacher.state_dict().values():
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            if isinstance(value, Tensor):
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            else:  # what a module of its own keeps by get_extra_state
+                digest.update(repr(value).encode())
         teacher = f"{type(self.teacher).__name__} {digest.hexdigest()[:16]}"
         return f"Distilled({teacher}, {self.objective!r}, weight={self.weight}, temperature={self.temperature})"
 

@@ -291,7 +291,9 @@ def to_integer(model: nn.Module, data: ImageData) -> IntegerModel:
 
     Batch-norm is folded into a scale and a bias for each channel, weights become integers of 2 to 8 bits, biases
     int32, and the scale between two layers an integer multiplier and a shift (Jacob et al. 2018, arXiv:1712.05877).
-    Nothing is approximated except by rounding far below one step.
+    Between the layers nothing is approximated except by rounding far below one step. The logits are rounded to whole
+    steps of the last layer's accumulator; with the usual 8 bits there that is far below what tells two classes apart,
+    with 2 bits (``Precision(2, 2, last=2)``) two logits can become equal.
 
     The image's normalisation ``(pixel / 255 - mean) / std`` becomes part of the first layer: the layer runs once on
     the pixels of each colour and once on an image of ones, which carries the mean. Both are padded with 0, so the
@@ -340,6 +342,8 @@ def _translate(step: Step, inputs: list[_Value], colours: int) -> tuple[_Value, 
         made = _requantize(step.name, inputs[0], scale, top)
         return _Value((_term(step.name, scale, top),)), [made]
     if step.kind == "add":
+        if colours > 1 and any(term.channel is not None for value in inputs for term in value.terms):
+            raise ValueError(f"{step.name} cannot be turned into integers: it adds to an image in colours")
         first, second = inputs
         return _Value(first.terms + second.terms, first.bias + second.bias, quantized=False), []
     if step.kind == "clip":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -15,8 +14,19 @@ from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from ._arguments import check_model, first_line
+from ._forward import copied
 from .data import ImageData
-from .quantization import PACT, _caller, _has_zero, _refuse_overwriting, _Tracer, weight_codes
+from .quantization import (
+    _LEAVES,
+    PACT,
+    QuantConv2d,
+    QuantLinear,
+    _caller,
+    _has_zero,
+    _refuse_overwriting,
+    _Tracer,
+    weight_codes,
+)
 
 _IGNORED = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -93,10 +103,10 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
         n or type(model).__name__ for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks
     ]:
         raise ValueError(f"{hooked[0]} has a forward hook, which no file can hold; remove it before exporting")
-    model = copy.deepcopy(model).cpu().float().eval()
+    model = copied(model).cpu().float().eval()
     image_shape = tuple(data.train.images.shape[1:])
     try:
-        graph = _Tracer().trace(model)
+        graph = _Tracer().trace(copied(model))  # a forward that keeps something would keep the tracer's stand-ins
     except Exception as error:  # torch.fx raises many kinds, all meaning "not traceable"
         raise ValueError(
             f"{type(model).__name__} cannot be exported: its forward cannot be traced ({first_line(error)}); give it a "
@@ -148,6 +158,11 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
 
 def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -> tuple[str, Layer | None, dict]:
     args, target = node.args, node.target
+    if isinstance(module, _LEAVES) and not _computes_as_its_class(module):
+        raise ValueError(
+            f"{target} cannot be exported: it is a {type(module).__name__} with a forward of its own, which no file "
+            "can hold; put an nn.Conv2d, nn.Linear or nn.ReLU in its place"
+        )
     if node.op == "placeholder":
         return "image", None, {"mean": np.array(data.mean, float), "std": np.array(data.std, float)}
     if isinstance(module, nn.Linear) and len(node.all_input_nodes[0].meta["tensor_meta"].shape) != 2:
@@ -162,7 +177,8 @@ def _operation(node: torch.fx.Node, module: nn.Module | None, data: ImageData) -
         return "pact", None, {"step": alpha / top, "top": top}
     if isinstance(module, (nn.ReLU, nn.ReLU6)):
         return "clip", None, {"high": 6.0 if isinstance(module, nn.ReLU6) else None}
-    if isinstance(module, nn.MaxPool2d) and _pair(module.dilation) == (1, 1) and not module.ceil_mode:
+    plain = isinstance(module, nn.MaxPool2d) and not (module.ceil_mode or module.return_indices)
+    if plain and _pair(module.dilation) == (1, 1):
         return "max_pool", None, _window(module)
     if isinstance(module, nn.AvgPool2d) and not (
         any(_pair(module.padding)) or module.ceil_mode or module.divisor_override
@@ -222,7 +238,16 @@ def _pads_with_zeros(node: torch.fx.Node) -> bool:
 def _slices_channels_and_pixels(index: object) -> bool:
     if not isinstance(index, tuple) or not all(isinstance(s, slice) for s in index):
         return False
+    if not all(isinstance(bound, int | None) for s in index for bound in (s.start, s.stop, s.step)):
+        return False
     return index[0] == slice(None) and all((s.step or 1) > 0 for s in index)
+
+
+def _computes_as_its_class(module: nn.Module) -> bool:
+    parametrized = nn.utils.parametrize.is_parametrized(module)  # torch then makes a class for this one layer
+    kind = type(module).__mro__[1] if parametrized else type(module)
+    known = (nn.Conv2d, nn.Linear, nn.ReLU, nn.ReLU6, QuantConv2d, QuantLinear, PACT)
+    return kind in known and "forward" not in vars(module)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -263,7 +288,9 @@ def _fold_batch_norm(layer: Layer, module: nn.BatchNorm1d | nn.BatchNorm2d, name
     mean, variance = module.running_mean.double().numpy(), module.running_var.double().numpy()
     gain, shift = 1 / np.sqrt(variance + module.eps), 0.0
     if module.affine:
-        gain, shift = gain * module.weight.detach().double().numpy(), module.bias.detach().double().numpy()
+        gain = gain * module.weight.detach().double().numpy()
+    if module.bias is not None:
+        shift = module.bias.detach().double().numpy()
     column = gain.reshape(-1, *(1,) * (layer.weight.ndim - 1))
     return replace(
         layer,
@@ -271,7 +298,7 @@ def _fold_batch_norm(layer: Layer, module: nn.BatchNorm1d | nn.BatchNorm2d, name
         scale=layer.scale * np.abs(gain),
         bias=(layer.bias - mean) * gain + shift,
         weight=layer.weight * column,
-        bias_holder=name if module.affine else "",
+        bias_holder=name if module.bias is not None else "",
     )
 
 
@@ -326,7 +353,7 @@ def align_biases(model: nn.Module, data: ImageData) -> nn.Module:
     >>> 0 < (aligned.fc1.bias - model.fc1.bias).abs().max().item() < 0.05
     True
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     steps = {step.name: step for step in fold(model, data)}
     inputs, grids = integer_inputs(list(steps.values())), _grids(steps)
     uses = Counter(step.layer.bias_holder for step in steps.values() if step.kind == "layer")

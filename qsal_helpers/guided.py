@@ -201,6 +201,8 @@ class SaliencyGuided:
         check_images(x, "x")
         if len(x) == 0 or not isinstance(y, Tensor) or y.shape != x.shape[:1]:
             raise ValueError(f"x and y must hold the same images, at least one; got {tuple(x.shape)}, {described(y)}")
+        if x.grad_fn is not None:
+            raise ValueError("x comes with a gradient, which a mask cuts; put what makes x into the model, or detach x")
         ratio = self.mask_ratio * min(1.0, self._calls / self.ramp_steps) if self.ramp_steps else self.mask_ratio
         self._calls += 1
         if ratio == 0:

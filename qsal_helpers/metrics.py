@@ -12,7 +12,6 @@ maps, images or masks whose shapes or dtypes do not go together, and for options
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from ._arguments import check_flag, check_number, check_seed, check_whole, described
 from ._fills import as_pixels, black, blurred
-from ._forward import logits_of
+from ._forward import copied, logits_of
 from ._random import seeded
 from .saliency import MOST_COPIES, _calls_of, device_of, evaluating, explained_classes, saliency_map
 
@@ -449,6 +448,7 @@ def _stretched(maps: Tensor) -> Tensor:
 # ---------------------------------------------------------------- does a map depend on the weights, and on noise?
 
 
+@torch.inference_mode(False)  # the layers are set anew, and gradients are needed
 def randomisation_check(
     model: nn.Module,
     x: Tensor,
@@ -489,12 +489,12 @@ def randomisation_check(
     if isinstance(layer := options.get("layer"), nn.Module):  # by its name it is found in the copy, too
         options["layer"] = {module: name for name, module in model.named_modules()}.get(layer, layer)
     before = saliency_map(model, x, target, method, **options)
-    randomised = copy.deepcopy(model)
+    randomised = copied(model)
     resettable = [m for m in randomised.modules() if hasattr(m, "reset_parameters")]
     with evaluating(randomised), torch.no_grad(), _calls_of(resettable) as called:
         logits_of(randomised, x[:1].to(device_of(model, x)))
     # In order of execution, which need not be that of definition; what was not called comes last.
-    resettable = list(dict.fromkeys([*called, *resettable]))
+    resettable = list(dict.fromkeys([*(module for module, _ in called), *resettable]))
     layers = [m for m in resettable if getattr(m, "weight", None) is not None and m.weight.dim() > 1]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer whose weights could be randomised")

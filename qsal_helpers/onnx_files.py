@@ -190,6 +190,7 @@ def peak_memory(path: str | os.PathLike, threads: int = 1) -> float:
     >>> peak_memory(path) < 100 or not Path("/proc").exists()
     True
     """
+    check_whole(threads, "threads")
     storage = _check_file(Path(path).read_bytes(), path)
     command = [sys.executable, "-c", _PEAK_PROGRAM, str(path), storage, str(threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -367,7 +368,10 @@ class _Writer:
             self.node("Flatten", [tensor], name)
         elif step.kind == "pad":
             widths = np.array(step.options["widths"]).T.ravel()
-            self.node("Pad", [tensor, self.constant(f"{name}.widths", widths.astype(np.int64))], name)
+            # onnxruntime 1.31 merges a Pad without named axes into a pooling behind it, which then pads with other
+            # numbers, or with more than it can.
+            axes = self.constant(f"{name}.axes", np.arange(len(widths) // 2))
+            self.node("Pad", [tensor, self.constant(f"{name}.widths", widths.astype(np.int64)), "", axes], name)
         else:
             end = np.iinfo(np.int64).max
             slices = [(s.start or 0, end if s.stop is None else s.stop, s.step or 1) for s in step.options["slices"]]

@@ -7,7 +7,6 @@ Every quantizer here is a *fake* quantizer: it returns float32 numbers that lie 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
 import math
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import check_choice, check_flag, check_floats, check_model, check_whole, first_line
-from ._forward import evaluation_mode
+from ._forward import copied, evaluation_mode
 
 SCHEMES = ("sawb", "dorefa", "minmax")
 ALPHA_MIN = 0.01
@@ -560,11 +559,19 @@ class _Tracer(torch.fx.Tracer):
         return isinstance(module, _LEAVES) or super().is_leaf_module(module, name)
 
 
+def _to_trace(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode.
+
+    A forward that keeps something would keep the tracer's stand-ins; a head that only training has is no last layer.
+    """
+    return copied(model).eval()
+
+
 def execution_order(model: nn.Module) -> list[str]:
     """Return the names of the Conv2d, Linear and ReLU modules in the order in which the model calls them.
 
-    A module that is called twice stands twice. If the model's `forward` cannot be traced (it branches on its data),
-    the order of definition is used, with a warning.
+    That of evaluation mode. A module that is called twice stands twice. If the model's `forward` cannot be traced (it
+    branches on its data), the order of definition is used, with a warning.
 
     Raises
     ------
@@ -577,8 +584,9 @@ def execution_order(model: nn.Module) -> list[str]:
     ['0', '1', '2']
     """
     check_model(model)
+    working = _to_trace(model)
     try:
-        graph = _Tracer().trace(model)
+        graph = _Tracer().trace(working)
     except Exception as error:  # torch.fx raises many kinds, all meaning "not traceable"
         warnings.warn(
             f"{type(model).__name__} cannot be traced ({first_line(error)}), so its layers are taken in order of "
@@ -675,6 +683,9 @@ def quantize(
         raise TypeError(f"precision must be a Precision or a text like 'w4a4'; got {precision!r}")
     if any(isinstance(m, (PACT, QuantConv2d, QuantLinear)) for m in model.modules()):
         raise ValueError("this model is quantized already; call quantize on the float model it was made from")
+    for name, kind in (("precision", Precision), ("scheme", str)):
+        if not isinstance(getattr(model, name, None), kind | None):
+            raise ValueError(f"{type(model).__name__} has a {name!r} of its own, where quantize puts its; rename it")
     order = execution_order(model)
     if foreign := [n for n in order if type(model.get_submodule(n)) not in (nn.Conv2d, nn.Linear, *_RELUS)]:
         kind = type(model.get_submodule(foreign[0])).__name__
@@ -687,6 +698,8 @@ def quantize(
             f"layer {foreign[0]!r} is a {kind}, derived from Conv2d, Linear or ReLU, and quantize would lose its "
             "changes; put an nn.Conv2d, nn.Linear or nn.ReLU in its place"
         )
+    if patched := [n for n in order if "forward" in vars(model.get_submodule(n))]:
+        raise ValueError(f"layer {patched[0]!r} has a forward of its own, which quantize would not reach; remove it")
     layers = [n for n in dict.fromkeys(order) if isinstance(model.get_submodule(n), (nn.Conv2d, nn.Linear))]
     if not layers or layers == [""]:
         raise ValueError(
@@ -695,13 +708,7 @@ def quantize(
         )
     bits = precision.resolve(layers)
 
-    try:
-        quantized = copy.deepcopy(model)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{type(model).__name__} cannot be copied; if it is pruned or weight-normed, make that permanent first, "
-            "for instance with torch.nn.utils.prune.remove"
-        ) from error
+    quantized = copied(model)
     quantized.precision, quantized.scheme = precision, scheme
     if all(b == 32 for pair in bits.values() for b in pair):
         return quantized
@@ -760,7 +767,7 @@ def _input_bits(model: nn.Module) -> dict[str, int]:
     that cannot be traced nothing is known, unless there is no PACT in it: then only the first layer's image is rounded.
     """
     try:
-        graph = _Tracer().trace(model)
+        graph = _Tracer().trace(_to_trace(model))
     except Exception:  # torch.fx raises many kinds; execution_order has warned of it already
         layers = [name for name, module in model.named_modules() if isinstance(module, (QuantConv2d, QuantLinear))]
         return {} if any(isinstance(m, PACT) for m in model.modules()) else dict.fromkeys(layers[1:], 32)
@@ -810,7 +817,8 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
 
     Raises
     ------
-    ValueError if the model is not quantized, if `x` is empty or not finite, or if `quantile` is out of range.
+    ValueError if the model is not quantized, if `x` or what a PACT layer sees of it is empty or not finite, or if
+    `quantile` is out of range.
 
     Examples
     --------
@@ -833,6 +841,9 @@ def calibrate(model: nn.Module, x: Tensor, quantile: float = 0.999) -> nn.Module
     def set_alpha(layer: PACT, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         (given,) = (*inputs, *named.values())
         positive = given[given > 0].float().cpu().numpy()
+        if not bool(given.isfinite().all()):
+            name = next(name for name, module in model.named_modules() if module is layer)
+            raise ValueError(f"{name} is given numbers that are infinite or not a number; its alpha cannot be set")
         if positive.size:
             # NumPy's partition: torch.quantile refuses 16 million elements, and torch.kthvalue takes 20 times as long.
             k = max(1, math.ceil(quantile * positive.size))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ._arguments import check_flag, check_images, check_model, check_number, check_seed, check_whole
 from ._fills import as_pixels, black
-from ._forward import evaluation_mode, logits_of
+from ._forward import copied, evaluation_mode, logits_of
 from .quantization import PACT
 
 MOST_COPIES = 10_000  # noisy copies or steps an image; more would only fill the memory
@@ -328,7 +328,12 @@ def _find_layer(model: nn.Module, layer: nn.Module | str | None, x: Tensor) -> n
     if not called:
         wanted = "a Conv2d" if layer is None else f"this {type(layer).__name__}"
         raise ValueError(f"grad_cam found no call of {wanted} in {type(model).__name__}; name a layer with layer=")
-    return called[-1]
+    # A map of one pixel is the same everywhere: the last layers of a large network can be as small as that.
+    one_pixel = lambda output: isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() == 1
+    with_places = [module for module, output in called if not one_pixel(output)]
+    if not with_places:
+        raise ValueError(f"grad_cam needs a layer with more than one pixel; those of {type(model).__name__} have one")
+    return with_places[-1]
 
 
 def _guided_backprop(model: nn.Module, x: Tensor, classes: Tensor, batch_size: int) -> Tensor:
@@ -346,7 +351,7 @@ def _with_real_relus(model: nn.Module, x: Tensor) -> nn.Module:
     """
     clipped = (PACT, nn.ReLU6)
     if any(isinstance(m, clipped) for m in model.modules()):
-        model = copy.deepcopy(model)
+        model = copied(model)
         for module in model.modules():
             if isinstance(module, nn.ReLU6):
                 module.inplace = False  # it would overwrite what the ReLU before it needs for its gradient
@@ -357,11 +362,13 @@ def _with_real_relus(model: nn.Module, x: Tensor) -> nn.Module:
     of_modules = set()
     note = lambda module, inputs, output: of_modules.add(output.grad_fn)
     with contextlib.ExitStack() as hooks:
-        for module in [m for m in model.modules() if isinstance(m, nn.ReLU)]:
+        for module in [m for m in model.modules() if isinstance(m, (nn.ReLU, nn.ReLU6))]:
             hooks.enter_context(module.register_forward_hook(note))
         logits = model(x.detach().clone().requires_grad_())
     relus = _nodes(logits.grad_fn, "ReluBackward0")
-    if functions := relus - of_modules:
+    cut = {n for n in _nodes(logits.grad_fn, "HardtanhBackward0") if n._saved_min_val == 0}
+    cut |= {n for n in _nodes(logits.grad_fn, "ClampBackward1") if n._saved_min == 0}
+    if functions := (relus | cut) - of_modules:
         raise ValueError(
             f"guided_backprop reaches only ReLUs that are modules, and {type(model).__name__} calls ReLU as a function "
             f"{len(functions)} times; give each call an nn.ReLU()"
@@ -372,12 +379,13 @@ def _with_real_relus(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _calls_of(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Give a list to which each of `modules` is added whenever it is called."""
-    called: list[nn.Module] = []
+def _calls_of(modules: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, Any]]]:
+    """Give a list to which each of `modules` is added, with its output, whenever it has been called."""
+    called: list[tuple[nn.Module, Any]] = []
+    note = lambda module, inputs, output: called.append((module, output))
     with contextlib.ExitStack() as hooks:
         for module in modules:
-            hooks.enter_context(module.register_forward_pre_hook(lambda module, inputs: called.append(module)))
+            hooks.enter_context(module.register_forward_hook(note))
         yield called
 
 

@@ -34,7 +34,7 @@ from ._arguments import (
     check_whole,
     first_line,
 )
-from ._forward import evaluation_mode, logits_of
+from ._forward import copied, evaluation_mode, logits_of
 from ._random import random_state_kept, seeded
 from .checkpoints import _structure, _write
 from .data import ImageData, Split, batches
@@ -160,7 +160,8 @@ def fit(
     augment : random crops, and flips where `data.mirror` allows them; see `batches`.
     resume : a file for a training that may be killed. It is written after every epoch; where it exists already,
         training goes on from the epoch it holds, to the numbers that an undisturbed run gives. It stays at the end.
-        Of an objective of your own it holds the attributes that are numbers or tensors.
+        Of an objective of your own it holds the attributes that are numbers or tensors. The weights that the model
+        has are not compared with those that the first training began with: the file's take their place.
     bfloat16 : whether the training passes compute convolutions and linear layers in bfloat16 (``torch.autocast``),
         which is faster for dense convolutions where the processor or GPU has instructions for it
         (``benchmarks/RESULTS.md``); depthwise ones can take longer. There the levels of quantized layers are rounded to
@@ -205,9 +206,16 @@ def fit(
         raise TypeError("objective and callback must be functions or objects such as SaliencyGuided(), with brackets")
     if any(isinstance(part, nn.modules.loss._Loss) or part is F.cross_entropy for part in _parts(objective)):
         raise TypeError("a loss of torch takes (logits, y): as objective write lambda model, x, y: loss(model(x), y)")
+    if own := [part for part in _parts(objective) if isinstance(part, nn.Module) and any(_to_train(part))]:
+        raise ValueError(
+            f"the objective {type(own[0]).__name__} has parameters of its own, which fit does not train: make them "
+            "part of the model, or freeze them with requires_grad_(False)"
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError("fit needs gradients, so it cannot be called under torch.inference_mode()")
     if lr == 0 or validation >= 1:
         raise ValueError(f"lr must be above 0, and validation below 1; got lr={lr}, validation={validation}")
-    if not any(p.requires_grad for p in model.parameters()):
+    if not any(_to_train(model)):
         raise ValueError(f"{type(model).__name__} has no parameter that could be trained")
     device = check_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     train, held_out = _split(data.train, validation, seed, device)
@@ -220,7 +228,7 @@ def fit(
         model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True
     )
     # A copy, so that the caller's objective, and its schedule, stay as they are.
-    objective = copy.deepcopy(objective)
+    objective = copied(objective)
     whole, rest = divmod(len(train), batch_size)
     steps = epochs * (whole + (rest > 1))
     made_for = []
@@ -241,7 +249,7 @@ def fit(
             f"the scheme {getattr(model, 'scheme', None)}",
             f"the objective {_description(objective)}",
             f"layers with the checksum {layers:08x}",
-            f"{sum(p.requires_grad for p in model.parameters())} parameters to train",
+            f"{sum(_to_train(model))} parameters to train",
             f"images with the checksum {_checksum(data)}",
         ]
     history, best_accuracy, best_state = History(), -1.0, copy.deepcopy(model.state_dict())
@@ -290,6 +298,11 @@ def fit(
                     if device.type == "cpu" and not math.isfinite(loss.item()):
                         _raise_diverged(model, x, epoch)
                     loss.backward()
+                    if not seen and all(p.grad is None for p in model.parameters()):
+                        raise ValueError(
+                            "the objective's loss does not depend on the model that fit trains: let it use the model "
+                            "that it is given, its first argument; what it holds itself is a copy here"
+                        )
                     optimizer.step()
                     total += loss.detach() * len(y)
                     seen += len(y)
@@ -398,11 +411,19 @@ class _Live:
 def _description(objective: Objective) -> str:
     """Return what tells an objective from others, the same in every process, so without addresses in memory.
 
-    Of functions and other objects only the name is known.
+    Of functions the name is known; of other objects, and of those that a method belongs to, also their attributes that
+    are numbers or texts.
     """
     if dataclasses.is_dataclass(objective) or isinstance(objective, functools.partial):
         return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(objective))
-    return getattr(objective, "__qualname__", type(objective).__qualname__)
+    name = getattr(objective, "__qualname__", type(objective).__qualname__)
+    attributes = getattr(getattr(objective, "__self__", objective), "__dict__", {})
+    known = [f"{key}={value!r}" for key, value in attributes.items() if type(value) in (int, float, bool, str)]
+    return f"{name}({', '.join(known)})" if known else name
+
+
+def _to_train(module: nn.Module) -> list[bool]:
+    return [parameter.requires_grad for parameter in module.parameters()]
 
 
 def _parts(objective: Any) -> list[Any]:

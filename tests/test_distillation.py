@@ -25,6 +25,19 @@ def without_dropout(model):
     return model
 
 
+def test_what_a_teachers_own_module_keeps_tells_it_from_another_teacher():
+    class Counting(nn.Flatten):
+        def __init__(self, count):
+            super().__init__()
+            self.count = count
+
+        def get_extra_state(self):
+            return {"count": self.count}
+
+    described = [repr(Distilled(nn.Sequential(Counting(count)))) for count in (1, 1, 2)]
+    assert described[0] == described[1] != described[2]
+
+
 @pytest.mark.parametrize("temperature", [0.5, 4.0])
 def test_the_loss_is_the_objective_plus_the_divergence_of_the_softened_answers_in_closed_form(temperature):
     model, teacher, (x, y) = without_dropout(network(0)), network(1), batch()

@@ -371,6 +371,7 @@ def test_what_cannot_be_expressed_is_named_and_refused(layers, said):
         nn.Conv2d(2, 2, 3, padding="same"),
         nn.MaxPool2d(3, 2, ceil_mode=True),
         nn.MaxPool2d(2, dilation=2),
+        nn.MaxPool2d(2, return_indices=True),
         nn.AvgPool2d(2, padding=1),
         nn.AvgPool2d(3, 2, ceil_mode=True),
         nn.AvgPool2d(2, divisor_override=3),
@@ -383,6 +384,108 @@ def test_what_cannot_be_expressed_is_named_and_refused(layers, said):
 def test_a_layer_that_no_file_can_express_is_refused_by_name(layer):
     with pytest.raises(ValueError, match="^1(, .*)? cannot be (exported|folded)"):
         fold(nn.Sequential(nn.Conv2d(1, 2, 3), layer), random_data(1, 12))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+class Squared(nn.ReLU):
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+def patched(layer):
+    layer.forward = lambda x: F.conv2d(x, layer.weight * 2)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer", [Standardised(1, 2, 3), patched(nn.Conv2d(1, 2, 3)), Squared()], ids=["", "patched", ""]
+)
+def test_a_layer_with_a_forward_of_its_own_is_refused_for_a_file_would_hold_that_of_its_class(layer):
+    with pytest.raises(
+        ValueError, match=f"^1 cannot be exported: it is a {type(layer).__name__} with a forward of its own"
+    ):
+        fold(nn.Sequential(nn.Conv2d(1, 1, 1), layer), random_data(1, 12))
+
+
+def test_a_weight_normed_layer_is_exported_as_it_computes(tmp_path):
+    model, data = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(392, 2)).eval(), random_data(1, 16)
+    nn.utils.parametrizations.weight_norm(model[0])
+    model[0].parametrizations.weight.original0.data *= 2
+    found = run_onnx(model, data, data.test.images, tmp_path / "a.onnx", "float32")
+    assert abs(found - exact_logits(model, data, data.test.images)).max() < 1e-4
+
+
+def test_a_batch_norm_without_a_shift_is_folded_and_its_layer_keeps_its_bias():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(392, 2))
+    model[1].bias.data.zero_()
+    without = copy.deepcopy(model)
+    without[1].bias = None  # as BatchNorm2d(2, bias=False) has it in newer versions of torch
+    for a, b in zip(fold(stirred_mean(model), random_data()), fold(stirred_mean(without), random_data()), strict=True):
+        assert a.layer is None or (
+            np.array_equal(a.layer.bias, b.layer.bias) and np.array_equal(a.layer.weight, b.layer.weight)
+        )
+
+
+def stirred_mean(model):
+    model[1].running_mean.fill_(0.3)
+    return model
+
+
+class PaddedAndPooled(nn.Sequential):
+    def __init__(self, widths, pool, rounded):
+        relu = [nn.ReLU()] if rounded else []
+        super().__init__(nn.Conv2d(1, 4, 3), *relu, nn.ZeroPad2d(widths), pool, nn.Flatten(), nn.LazyLinear(3))
+        with torch.no_grad():
+            self[0].bias.fill_(-2.0)  # below the zeros of the padding
+            self(torch.zeros(1, 1, 16, 16))
+
+
+@pytest.mark.parametrize("storage", ["float32", "packed", "int8"])
+@pytest.mark.parametrize("rounded", [False, True], ids=["floats", "rounded"])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1)], ids=str)
+@pytest.mark.parametrize("widths", [(0, 1, 0, 1), (3, 3, 3, 3)])
+@pytest.mark.filterwarnings("ignore:.* read float numbers")
+def test_a_padding_in_front_of_a_pooling_pads_with_zeros_in_any_session(widths, pool, rounded, storage, tmp_path):
+    torch.manual_seed(0)
+    model, data = PaddedAndPooled(widths, pool, rounded), random_data()
+    model = (model if storage == "float32" else quantize(model, "w8a8")).eval()
+    expected = exact_logits(model, data, data.test.images)
+    path = save_onnx(model, tmp_path / "a.onnx", data, storage)
+    plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for session in (onnx_session(path), plain) if storage != "int8" else (onnx_session(path),):
+        assert abs(session.run(None, {"image": data.test.images.numpy()})[0] - expected).max() < 0.02
+
+
+def test_a_sum_with_an_image_in_colours_has_no_integers():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Linear(3 * 256, 2)
+
+        def forward(self, x):
+            return self.fc(self.relu(self.conv(x) + x).flatten(1))
+
+    with pytest.raises(ValueError, match="cannot be turned into integers: it adds to an image in colours"):
+        to_integer(quantize(Residual(), "w4a4"), random_data(3))
+
+
+def test_a_model_that_keeps_what_it_makes_is_exported_and_left_as_it_was():
+    class Keeping(nn.Sequential):
+        grid = None
+
+        def forward(self, x):
+            if self.grid is None:
+                self.grid = x.shape[-1]
+            self.made = super().forward(x)
+            return self.made
+
+    model = Keeping(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(392, 2))
+    assert [step.kind for step in fold(model, random_data())] == ["image", "layer", "flatten", "layer"]
+    assert model.grid is None and not hasattr(model, "made")
 
 
 def test_a_batch_norm_whose_layer_is_read_elsewhere_too_is_refused():
@@ -561,6 +664,7 @@ def plus_itself(a, b):
         (lambda a, b: F.pad(a, (0, 2, 1, 0), value=1.0) + F.pad(b, (0, 2, 1, 0)), "pad"),
         (lambda a, b: F.pad(a, (0, -1)) + F.pad(b, (0, -1)), "pad"),
         (lambda a, b: a[:1, :] + b[:1, :], "getitem"),
+        (lambda a, b: a[:, : a.size(1)] + b[:, : b.size(1)], "getitem"),
     ],
     ids=[
         "a sum with a factor",
@@ -569,6 +673,7 @@ def plus_itself(a, b):
         "padding with ones",
         "padding that cuts",
         "a slice of the batch",
+        "a slice whose end is computed",
     ],
 )
 def test_what_is_nearly_a_sum_a_padding_with_zeros_or_a_slice_of_each_image_is_refused(join, what):
@@ -778,6 +883,12 @@ def test_the_peak_memory_holds_at_least_the_file_and_is_unknown_without_proc(vgg
     path = vgg_files["fp32"]
     peak, known = peak_memory(path), Path("/proc/self/status").exists()
     assert path.stat().st_size / 2**20 < peak < 500 if known else np.isnan(peak)
+
+
+@pytest.mark.parametrize("threads", [0, 0.5, "1"])
+def test_the_peak_memory_takes_whole_threads_only(vgg_files, threads):
+    with pytest.raises((TypeError, ValueError), match="threads must be"):
+        peak_memory(vgg_files["w2a2", "packed"], threads)
 
 
 def test_the_peak_memory_of_a_tiny_network_is_below_that_of_onnxruntime_itself(tmp_path):

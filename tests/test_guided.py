@@ -193,6 +193,14 @@ def test_masking_leaves_its_arguments_alone_and_keeps_shape_dtype_and_layout():
         assert torch.equal(x, before) and y.shape == x.shape and y.dtype == dtype and y.stride() == x.stride()
 
 
+@pytest.mark.parametrize("ratio", [0, 0.5])
+def test_images_that_a_layer_outside_the_model_makes_are_refused_for_the_mask_would_keep_it_from_learning(ratio):
+    model, before, (x, y) = lively(), nn.Conv2d(1, 1, 1).double(), batch()
+    with pytest.raises(ValueError, match="x comes with a gradient, which a mask cuts; put what makes x into the model"):
+        SaliencyGuided(ratio)(model, before(x), y)
+    SaliencyGuided(ratio)(model, before(x).detach(), y).backward()
+
+
 def test_one_image_and_an_empty_batch_are_fine():
     assert mask_least_salient(images(1, 1, 1, 1), images(1, 1, 1, 1), 1.0, fill="mean").shape == (1, 1, 1, 1)
     for fill in FILLS:

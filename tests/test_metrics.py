@@ -322,6 +322,14 @@ def test_the_gradient_forgets_random_weights_and_in_input_x_gradient_the_image_s
     assert product.mean() > 0.3
 
 
+def test_the_cascade_runs_where_the_caller_has_switched_gradients_off():
+    model, x = convolutional(), random(2, 1, 12, 12)
+    expected = randomisation_check(model, x, target=0)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            torch.testing.assert_close(randomisation_check(model, x, target=0), expected)
+
+
 def test_the_cascade_goes_from_the_output_down_and_ends_with_all_layers_random():
     model, x = convolutional(), random(6, 1, 12, 12)
     before = [p.clone() for p in model.parameters()]

@@ -737,6 +737,73 @@ def test_a_relu_called_as_a_function_is_refused_with_a_sentence(relu):
         quantize(FunctionalNet(relu), "w4a4")
 
 
+class Caching(nn.Module):
+    """Keeps what it makes, as some published networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.fc, self.grid = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(32, 2), None
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        if self.grid is None:
+            self.grid = torch.ones(x.shape[-1])
+        self.calls += 1
+        self.features = self.relu(self.conv(x + self.grid))
+        return self.fc(self.features.flatten(1))
+
+
+def test_a_model_that_keeps_what_it_makes_is_left_as_it_was_by_quantize():
+    model, x = Caching(), seeded(2, 1, 6, 6).float()
+    with torch.no_grad():
+        small = quantize(model, "w4a4")
+        assert (model.grid, model.calls.item(), hasattr(model, "features")) == (None, 0, False)
+        assert model(x).shape == small(x).shape == (2, 2) and small.calls == 1
+
+
+class WithAuxiliaryHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.head = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 4)
+        self.middle, self.relu_middle, self.auxiliary = nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Linear(64, 2)
+
+    def forward(self, x):
+        hidden = self.relu_middle(self.middle(self.relu(self.conv(x))))
+        logits = self.head(hidden).flatten(1)
+        return logits + 0.3 * self.auxiliary(hidden.flatten(1)) if self.training else logits
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_last_layer_is_that_of_the_finished_network_whatever_mode_the_model_is_in(training):
+    with pytest.warns(UserWarning, match="^auxiliary of WithAuxiliaryHead stay in float"):
+        small = quantize(WithAuxiliaryHead().train(training), "w2a2")
+    assert [small.get_submodule(n).weight_bits for n in ("conv", "middle", "head")] == [8, 2, 8]
+    assert small.training is training
+
+
+def test_a_layer_with_a_forward_of_its_own_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+    model[0].forward = lambda x: F.conv2d(x, model[0].weight * 2)
+    with pytest.raises(ValueError, match="layer '0' has a forward of its own"):
+        quantize(model, "w4a4")
+
+
+@pytest.mark.parametrize("name, value", [("precision", nn.Identity()), ("scheme", nn.Identity()), ("precision", 0.5)])
+def test_what_the_model_itself_calls_precision_or_scheme_is_not_overwritten(name, value):
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=f"Sequential has a '{name}' of its own.*rename it"):
+        quantize(model, "w4a4")
+    assert getattr(model, name) is value
+
+
+def test_alphas_are_not_set_from_activations_that_overflow():
+    model = quantize(nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)), "w8a8")
+    model[0].weight.data.fill_(1e38)
+    with pytest.raises(ValueError, match="^1 is given numbers that are infinite or not a number"):
+        calibrate(model, torch.tensor([[1e3]]))
+
+
 def test_the_classes_that_call_a_relu_as_a_function_are_named_once_each():
     model = nn.Sequential(FunctionalNet(F.relu), nn.Sequential(FunctionalNet(F.relu), FunctionalNet(torch.relu)))
     with pytest.raises(ValueError, match=r"Sequential calls ReLU as a function 3 times, in FunctionalNet\.forward;"):

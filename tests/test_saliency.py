@@ -307,6 +307,37 @@ def test_guided_backprop_refuses_relus_it_cannot_reach_and_models_without_any():
         saliency_map(Linear(images(2)), images(), method="guided_backprop")
 
 
+@pytest.mark.parametrize(
+    "by_hand", [F.relu6, lambda x: F.hardtanh(x, 0, 6), lambda x: x.clamp(min=0), lambda x: x.clamp(0, 1)]
+)
+def test_guided_backprop_refuses_other_functions_that_are_relus_and_takes_what_only_bounds(by_hand):
+    class Mixed(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.conv, self.relu, self.six, self.fc = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.ReLU6(), nn.Linear(392, 3)
+            self.function = function
+
+        def forward(self, x):
+            return self.fc(self.function(self.six(self.relu(self.conv(x))) - 0.1).flatten(1))
+
+    with pytest.raises(ValueError, match="calls ReLU as a function 1 times"):
+        saliency_map(Mixed(by_hand), images(), 0, "guided_backprop")
+    for bounded in (F.hardtanh, lambda x: x.clamp(-1, 1), lambda x: x.clamp(max=1)):
+        assert saliency_map(Mixed(bounded), images(), 0, "guided_backprop").isfinite().all()
+
+
+def test_grad_cam_passes_over_convolutions_whose_map_is_one_pixel():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 3, 1), nn.Flatten()
+    model, x = nn.Sequential(*layers), images()
+    found = saliency_map(model, x, 0, "grad_cam", absolute=False)
+    assert torch.equal(found, saliency_map(model, x, 0, "grad_cam", layer="0", absolute=False))
+    assert (found.amax((1, 2)) > found.amin((1, 2)) + 1e-3).all()
+    for only, options in ((model, {"layer": "3"}), (nn.Sequential(nn.Conv2d(1, 3, 16), nn.Flatten()), {})):
+        with pytest.raises(ValueError, match="grad_cam needs a layer with more than one pixel"):
+            saliency_map(only, x, 0, "grad_cam", **options)
+
+
 def test_integrated_gradients_warn_for_a_quantized_model_also_after_a_silent_look_at_it_and_never_for_a_float_one():
     x, quantized = images(), [network("w2a2"), network("w4a4")]
     with warnings.catch_warnings(record=True) as caught:

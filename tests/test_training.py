@@ -850,6 +850,58 @@ def test_a_training_is_resumed_with_the_same_teacher_only(other, tmp_path):
     assert run(net(), resume=file, objective=Distilled(net(seed=1))).epochs == 2
 
 
+class Smoothed:
+    def __init__(self, smoothing):
+        self.smoothing, self.calls = smoothing, 0
+
+    def __call__(self, model, x, y):
+        self.calls += 1
+        return F.cross_entropy(model(x), y, label_smoothing=self.smoothing)
+
+
+@pytest.mark.parametrize("asked", [lambda made: made, lambda made: made.__call__], ids=["object", "method"])
+def test_an_objective_of_ones_own_is_told_from_one_with_another_number_in_it(asked, tmp_path):
+    file = tmp_path / "fit"
+    first = numbers(run(net(), resume=file, objective=asked(Smoothed(0.0))))
+    with pytest.raises(ValueError, match="it was made for the objective .*smoothing=0.0"):
+        run(net(), resume=file, objective=asked(Smoothed(0.5)))
+    assert numbers(run(net(), resume=file, objective=asked(Smoothed(0.0)))) == first
+
+
+def test_a_loss_of_another_model_than_the_one_in_training_is_refused_and_not_taken_for_training():
+    model = net()
+    before = state(model)
+
+    class Trainer:
+        def __init__(self):
+            self.model = model
+
+        def loss(self, given, x, y):
+            return F.cross_entropy(self.model(x), y)
+
+    with pytest.raises(
+        ValueError, match="does not depend on the model that fit trains: let it use the model that it is"
+    ):
+        run(model, objective=Trainer().loss)
+    assert same(state(model), before)
+
+
+def test_an_objective_with_parameters_that_would_never_be_trained_is_refused():
+    class Head(nn.Linear):
+        def forward(self, model, x, y):
+            return F.cross_entropy(super().forward(model(x)), y)
+
+    with pytest.raises(ValueError, match="the objective Head has parameters of its own, which fit does not train"):
+        run(net(), objective=Head(3, 3))
+    assert run(net(), objective=Head(3, 3).requires_grad_(False)).epochs == 2
+    assert run(net(), objective=Distilled(net(seed=1))).epochs == 2  # a teacher is not to be trained
+
+
+def test_training_without_gradients_says_what_switched_them_off():
+    with torch.inference_mode(), pytest.raises(ValueError, match="cannot be called under torch.inference_mode"):
+        run(net())
+
+
 def test_a_partial_objective_is_told_from_one_with_other_arguments(tmp_path):
     weighted, file = lambda model, x, y, weight: weight * cross_entropy(model, x, y), tmp_path / "fit"
     run(net(), resume=file, objective=functools.partial(weighted, weight=1.0))

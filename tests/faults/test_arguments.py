@@ -580,6 +580,7 @@ FUNCTIONS = {
 # Called without a wrong argument to give, or parts that only the package makes: each has tests of its own.
 ELSEWHERE = {
     "_forward.at_least_float32",  # takes what logits_of has looked at
+    "_forward.copied",  # takes what its callers have looked at
     "machine.check_machine",
     "onnx_files.peak_memory",  # a process for each call
     "folding.container_codes",
