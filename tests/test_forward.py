@@ -6,9 +6,9 @@ from torch import nn
 
 from qsal_helpers import Distilled, SaliencyGuided, evaluate, fit, load_data, quantize
 from qsal_helpers._forward import evaluation_mode, logits_of
+from qsal_helpers.data import ImageData, Split
 from qsal_helpers.export import align_biases
 from qsal_helpers.metrics import randomisation_check
-from qsal_helpers.data import ImageData, Split
 from qsal_helpers.training import cross_entropy
 
 
