@@ -106,7 +106,7 @@ def fold(model: nn.Module, data: ImageData) -> list[Step]:
     model = copied(model).cpu().float().eval()
     image_shape = tuple(data.train.images.shape[1:])
     try:
-        graph = _Tracer().trace(copied(model))  # a forward that keeps something would keep the tracer's stand-ins
+        graph = _Tracer().trace(model)
     except Exception as error:  # torch.fx raises many kinds, all meaning "not traceable"
         raise ValueError(
             f"{type(model).__name__} cannot be exported: its forward cannot be traced ({first_line(error)}); give it a "
