@@ -156,8 +156,8 @@ plots.plot_against_bits(
 #
 # Each panel has an axis of its own: that of the official MNIST spans one point, that of CIFAR-10 twelve. MNIST-mini and
 # the official MNIST have three seeds, so $t$ is 4.30 there, and the strokes are long; the official FashionMNIST has
-# four, and three for mixed-4/2. CIFAR-10 has one training of each kind, which knows nothing of a second one. There the
-# bits cost points, up to ten of them. Everywhere else they cost a point at most, or nothing that can be told from 0.
+# four. CIFAR-10 has one training of each kind, which knows nothing of a second one. There the bits cost points, up to
+# ten of them. Everywhere else they cost a point at most, or nothing that can be told from 0.
 #
 # One kind of training stands out, the published one. On clothes it loses five to six points, where our guided one loses
 # 0.1 to 0.9. Why? There are several suspects.
