@@ -1902,6 +1902,7 @@ def plot_sentence(answers: dict[str, dict[str, dict[str, float]]], title: str, x
             ax.plot(found["difference"], place, marker=marker, color=colour, markerfacecolor=face, markersize=8)
         ax.set(title=f"{name}\n{signs.count(1)} above, {signs.count(-1)} below", xlabel=xlabel)
         ax.locator_params(axis="x", nbins=2)
+        ax.xaxis.set_major_formatter("{x:g}")  # three numbers in a narrow panel: 0.000 would touch its neighbours
         ax.margins(x=0.12)
         ax.set(yticks=[], ylim=(len(ways) - 0.5, -0.5))
     axes[0].set_yticks(range(len(ways)), ways)
