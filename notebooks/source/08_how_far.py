@@ -293,7 +293,8 @@ one_choice("w2a2")
 # divergence surely takes from two gains, clean statistics from one, and where the ranking is taken tells in nothing.
 #
 # One reservation. In fp32 and with 2 bits "published" was computed on another kind of processor than the changed
-# procedures, and such a pair has less in common than its seed. Only the last column compares within one kind.
+# procedures. It rounds otherwise, so the two of such a pair have less in common than their seed promises. Only the last
+# column compares within one kind.
 #
 # So should our default rank by the logit, too? It can: `SaliencyGuided(saliency="logit")`. Minus our default, on both
 # small sets:
@@ -342,7 +343,7 @@ pd.DataFrame({name: minus(by_help[by_help.set == name], alone, from_twin) for na
 # %% [markdown]
 # On digits the published procedure has the better map: on MNIST-mini surely in two of the seven measures and in none
 # less, on the official MNIST in all seven, at one seed. On clothes it is the other way round, and there it loses five
-# points of accuracy. So no one way to two bits is the best on every set.
+# to six points of accuracy. So no one way to two bits is the best on every set.
 
 # %% [markdown]
 # ## And photographs?
